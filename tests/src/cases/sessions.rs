@@ -1,0 +1,129 @@
+//! Guests that leave without a word: rebound drivers, reboots, kills, resets. The daemon serves on.
+
+use std::time::Duration;
+
+use super::{Case, CaseContext, Scale, tree};
+use crate::{
+    artifacts::MOUNT_POINT,
+    daemon::Daemon,
+    progress::note,
+    qemu::{Echo, Hardware, QemuGuest},
+};
+
+pub(super) const REBIND: Case = Case {
+    name: "rebind",
+    about: "the guest unbinds and rebinds the driver, unmounted and while in use",
+    run: rebind,
+};
+
+pub(super) const REBOOT: Case = Case {
+    name: "reboot",
+    about: "a guest that reboots without unmounting finds everything it had synced",
+    run: reboot,
+};
+
+pub(super) const KILLED_GUEST: Case = Case {
+    name: "killed-guest",
+    about: "after QEMU is killed in the middle of work, the next one connects to the same socket and works",
+    run: killed_guest,
+};
+
+pub(super) const RESETS: Case = Case {
+    name: "resets",
+    about: "20 machine resets under fio; after each the synced tree is intact, and the image is clean at the end",
+    run: resets,
+};
+
+/// Time for unpacking or verifying the source tree under emulation.
+const TREE_LIMIT: Duration = Duration::from_secs(300);
+
+/// Starts fio in the background, reading, writing and creating, and gives it a moment to be in the middle of it.
+const FIO_IN_BACKGROUND: &str = "mkdir -p /mnt/vhostfs/load\n\
+    fio --name=load --directory=/mnt/vhostfs/load --numjobs=4 --size=8m --rw=randrw --bsrange=4k-64k \
+    --ioengine=psync --fsync=16 --time_based --runtime=600 --thread >/dev/null 2>&1 &\n\
+    sleep 2; test -n \"$(pidof fio)\"; test -e /mnt/vhostfs/load/load.0.0";
+
+fn start(context: &CaseContext<'_>, hardware: &Hardware) -> anyhow::Result<(Daemon, QemuGuest)> {
+    let daemon = Daemon::start(&context.artifacts.server, context.scratch, "fs", "1G", &[])?;
+    let guest =
+        QemuGuest::boot_mounted(context.artifacts, context.scratch, "guest", daemon.socket(), hardware)?;
+    Ok((daemon, guest))
+}
+
+fn rebind(context: &CaseContext<'_>) -> anyhow::Result<()> {
+    let (daemon, mut guest) = start(context, &Hardware::default())?;
+    let driver = "cd /sys/bus/virtio/drivers/virtiofs; device=$(basename virtio*)";
+    guest.run(&format!("set -e; echo first >{MOUNT_POINT}/file; umount {MOUNT_POINT}"))?;
+    for _ in 0..3 {
+        guest.run(&format!("set -e; {driver}; echo $device >unbind; echo $device >bind"))?;
+        guest.mount()?;
+        guest.run(&format!("set -e; grep -qx first {MOUNT_POINT}/file; umount {MOUNT_POINT}"))?;
+    }
+    // With the file system mounted and a file open: its users get errors, and the mount goes once they have left.
+    guest.mount()?;
+    guest.run(&format!(
+        "set -e; echo second >{MOUNT_POINT}/file; sync {MOUNT_POINT}/file; exec 9<>{MOUNT_POINT}/file\n\
+         {driver}; echo $device >unbind; ! echo third >{MOUNT_POINT}/file; exec 9>&-\n\
+         umount -l {MOUNT_POINT}; echo $device >bind"
+    ))?;
+    guest.mount()?;
+    guest.run(&format!("grep -qx second {MOUNT_POINT}/file"))?;
+    guest.power_off()?;
+    daemon.stop_and_check()
+}
+
+fn reboot(context: &CaseContext<'_>) -> anyhow::Result<()> {
+    let (daemon, mut guest) = start(context, &Hardware::default())?;
+    for round in 0..2 {
+        guest.run(&format!("set -e; echo {round} >{MOUNT_POINT}/file; sync"))?;
+        guest.run(FIO_IN_BACKGROUND)?;
+        guest.reboot()?;
+        guest.mount()?;
+        guest.run(&format!("grep -qx {round} {MOUNT_POINT}/file"))?;
+    }
+    guest.power_off()?;
+    daemon.stop_and_check()
+}
+
+fn killed_guest(context: &CaseContext<'_>) -> anyhow::Result<()> {
+    let (daemon, mut guest) = start(context, &Hardware::default())?;
+    for round in 0..3 {
+        guest.run(&format!("set -e; echo {round} >{MOUNT_POINT}/file; sync"))?;
+        guest.run(FIO_IN_BACKGROUND)?;
+        guest.kill();
+        guest = QemuGuest::boot_mounted(
+            context.artifacts,
+            context.scratch,
+            "guest",
+            daemon.socket(),
+            &Hardware::default(),
+        )?;
+        guest.run(&format!("grep -qx {round} {MOUNT_POINT}/file"))?;
+    }
+    guest.power_off()?;
+    daemon.stop_and_check()
+}
+
+fn resets(context: &CaseContext<'_>) -> anyhow::Result<()> {
+    /// The figure the product promises. Cheap enough (some 8 s each) for every run; long runs do more.
+    const RESETS_SHORT: u32 = 20;
+    const RESETS_LONG: u32 = 100;
+    let hardware = Hardware { cpus: 2, request_queues: 2, ..Hardware::default() };
+    let (mut daemon, mut guest) = start(context, &hardware)?;
+    guest.run_with(&tree::unpack_script(), Echo::Quiet, TREE_LIMIT)?;
+    let count = if context.scale == Scale::Long { RESETS_LONG } else { RESETS_SHORT };
+    for round in 1..=count {
+        guest.run(&format!("set -e; echo {round} >{MOUNT_POINT}/round; sync {MOUNT_POINT}/round"))?;
+        guest.run(FIO_IN_BACKGROUND)?;
+        guest.reset()?;
+        daemon.check_running()?;
+        guest.mount()?;
+        guest.run(&format!("grep -qx {round} {MOUNT_POINT}/round"))?;
+        if round % 5 == 0 {
+            guest.run_with(&tree::verify_script(), Echo::Quiet, TREE_LIMIT)?;
+            note(&format!("{round} of {count} resets: the tree is intact"));
+        }
+    }
+    guest.power_off()?;
+    daemon.stop_and_check()
+}

@@ -1,0 +1,124 @@
+//! The file service as a process: started on an image, watched, stopped, killed.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, bail, ensure};
+
+use crate::{
+    artifacts::{Server, TAG, socket_path},
+    process::{Supervised, output_of, tethered, wait_until},
+};
+
+/// Time for the daemon to listen: formatting is quick, replay is bounded, the machine may be busy.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// Time for the daemon to commit and end after SIGTERM.
+const STOP_LIMIT: Duration = Duration::from_secs(60);
+
+/// Flag of a listening socket in `/proc/net/unix` (`__SO_ACCEPTCON`).
+const LISTENING: &str = "00010000";
+
+/// A running file service with one export named [`TAG`].
+#[derive(Debug)]
+pub struct Daemon {
+    process: Supervised,
+    server: Server,
+    socket: PathBuf,
+    image: PathBuf,
+}
+
+impl Daemon {
+    /// Serves `scratch/name.img`, made with `size` if it does not exist, on a socket in `scratch`.
+    ///
+    /// Returns once the socket listens. `options` are added to the daemon's command line.
+    pub fn start(
+        server: &Server,
+        scratch: &Path,
+        name: &str,
+        size: &str,
+        options: &[&str],
+    ) -> anyhow::Result<Self> {
+        let socket = socket_path(scratch, &format!("{name}.sock"))?;
+        let image = scratch.join(format!("{name}.img"));
+        let mut command = match server {
+            Server::Vhostfs { vhostfs, .. } => serve_command(vhostfs, &socket, &image, size),
+            Server::Virtiofsd(program) => virtiofsd_command(program, &socket, &image)?,
+        };
+        command.args(options);
+        let log = scratch.join(format!("{name}.log"));
+        let mut process = Supervised::spawn("daemon", &mut command, &log)?;
+        wait_until("daemon listens on its socket", START_LIMIT, || {
+            process.check_running()?;
+            is_listening(&socket)
+        })?;
+        Ok(Self { process, server: server.clone(), socket, image })
+    }
+
+    /// The vhost-user socket.
+    pub fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// The image (for virtiofsd: the folder) being served.
+    pub fn image(&self) -> &Path {
+        &self.image
+    }
+
+    /// Process id, to read the daemon's figures under `/proc`.
+    pub fn id(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Fails if the daemon is no longer there.
+    pub fn check_running(&mut self) -> anyhow::Result<()> {
+        self.process.check_running()
+    }
+
+    /// Stops the daemon with SIGTERM, expects exit status 0, and checks the image with `blobfs fsck`.
+    pub fn stop_and_check(mut self) -> anyhow::Result<()> {
+        let Server::Vhostfs { blobfs, .. } = self.server.clone() else {
+            return Ok(()); // virtiofsd ends with its guest and has no image to check
+        };
+        self.process.check_running()?;
+        self.process.terminate()?;
+        let status = self.process.wait(STOP_LIMIT)?;
+        ensure!(status.success(), "daemon ended with {status} after SIGTERM instead of exit status 0");
+        fsck(&blobfs, &self.image)
+    }
+
+    /// Kills the daemon (SIGKILL), as a crash would.
+    pub fn kill(mut self) {
+        self.process.kill();
+    }
+}
+
+/// Checks an image with `blobfs fsck`; any finding is an error that shows the report.
+pub fn fsck(blobfs: &Path, image: &Path) -> anyhow::Result<()> {
+    output_of(Command::new(blobfs).arg("fsck").arg(image)).context("the image is not clean").map(drop)
+}
+
+fn serve_command(vhostfs: &Path, socket: &Path, image: &Path, size: &str) -> Command {
+    let mut command = tethered(vhostfs);
+    command.arg("serve").arg("--socket").arg(socket).args(["--tag", TAG, "--size", size]).arg(image);
+    command
+}
+
+fn virtiofsd_command(program: &Path, socket: &Path, folder: &Path) -> anyhow::Result<Command> {
+    fs::create_dir_all(folder)?;
+    let mut command = tethered(program);
+    command.arg("--socket-path").arg(socket).arg("--shared-dir").arg(folder);
+    command.args(["--tag", TAG, "--sandbox", "none", "--cache", "auto", "--xattr", "--posix-acl=always"]);
+    Ok(command)
+}
+
+/// Whether a socket at `path` listens. Looks without connecting: a connection would be a session to the daemon.
+fn is_listening(path: &Path) -> anyhow::Result<bool> {
+    let Some(path) = path.to_str() else { bail!("socket path {} is not UTF-8", path.display()) };
+    let table = fs::read_to_string("/proc/net/unix")?;
+    Ok(table.lines().any(|line| line.ends_with(path) && line.split_whitespace().nth(3) == Some(LISTENING)))
+}

@@ -1,0 +1,131 @@
+//! A guest under User-Mode Linux: one script per boot, with the host's own tree as its (read-only) root.
+//!
+//! A real kernel with the real virtio-fs driver at near native speed: the place for compilers, test suites and
+//! long runs. One CPU. Its kernel is Debian's `user-mode-linux` package.
+
+use std::{
+    fs::{self, File},
+    io::{BufRead as _, BufReader, Write as _},
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::mpsc::{self, RecvTimeoutError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail, ensure};
+
+use crate::{
+    artifacts::TAG,
+    process::{Supervised, tail, tethered},
+    qemu::Echo,
+};
+
+/// virtio device id of a file system device, in `virtio_uml.device=`.
+const VIRTIO_ID_FS: u32 = 26;
+
+/// Time between the script's end and the end of the kernel: it unmounts and powers off.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(60);
+
+/// A guest to run a script in, with the file system of `socket` at [`MOUNT_POINT`](crate::artifacts::MOUNT_POINT).
+#[derive(Debug, Clone)]
+pub struct UmlGuest<'a> {
+    /// The daemon's vhost-user socket.
+    pub socket: &'a Path,
+    /// Memory in MiB.
+    pub memory_mib: u32,
+    /// Image to appear as `/dev/ubda`.
+    pub disk: Option<PathBuf>,
+    /// CPUs of the host to run on, as `taskset` takes them. All if `None`.
+    pub cpus: Option<&'a str>,
+}
+
+impl<'a> UmlGuest<'a> {
+    /// A guest with 512 MiB, no disk, on any CPU.
+    pub fn new(socket: &'a Path) -> Self {
+        Self { socket, memory_mib: 512, disk: None, cpus: None }
+    }
+
+    /// Boots, mounts, runs `script` with bash as root, unmounts and powers off.
+    ///
+    /// Fails unless the script exits 0. Returns what it printed. Everything the guest printed is in
+    /// `scratch/name.log`. The limit is for all of it.
+    pub fn run(
+        &self,
+        scratch: &Path,
+        name: &str,
+        script: &str,
+        echo: Echo,
+        limit: Duration,
+    ) -> anyhow::Result<String> {
+        let log = scratch.join(format!("{name}.log"));
+        let mut uml = self.spawn(scratch, name, script, &log)?;
+        let output = uml.take_stdout().context("no standard output")?;
+        let lines = spawn_line_reader(output, File::create(&log)?);
+        let deadline = Instant::now() + limit;
+        let mut begun = false;
+        let mut printed = String::new();
+        loop {
+            let line = match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) => line,
+                Err(RecvTimeoutError::Timeout) => bail!("the guest took too long\n{}", tail(&log)),
+                Err(RecvTimeoutError::Disconnected) => bail!("the guest ended early\n{}", tail(&log)),
+            };
+            if let Some(status) = line.strip_prefix("@@exit ") {
+                ensure!(begun && status == "0", "exit status {status} in the guest\n{}", tail(&log));
+                uml.wait(POWER_OFF_LIMIT)?;
+                return Ok(printed);
+            }
+            if begun {
+                if echo == Echo::Lines {
+                    println!("    | {line}");
+                }
+                printed.push_str(&line);
+                printed.push('\n');
+            }
+            begun |= line == "@@begin";
+        }
+    }
+
+    fn spawn(&self, scratch: &Path, name: &str, script: &str, log: &Path) -> anyhow::Result<Supervised> {
+        let job = scratch.join(format!("{name}.sh"));
+        fs::write(&job, script)?;
+        let init = scratch.join("uml-init");
+        fs::write(&init, include_str!("../guest/uml-init"))?;
+        fs::set_permissions(&init, std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
+
+        let mut command = match self.cpus {
+            None => tethered("linux.uml"),
+            Some(cpus) => {
+                let mut command = tethered("taskset");
+                command.args(["--cpu-list", cpus, "linux.uml"]);
+                command
+            }
+        };
+        command.arg(format!("mem={}M", self.memory_mib));
+        command.args(["rootfstype=hostfs", "rootflags=/", "ro", "quiet", "con=null", "con0=fd:0,fd:1"]);
+        command.arg(format!("init={}", init.display()));
+        command.arg(format!("virtio_uml.device={}:{VIRTIO_ID_FS}", self.socket.display()));
+        command.arg(format!("job={}", job.display())).arg(format!("fstag={TAG}"));
+        if let Some(disk) = &self.disk {
+            command.arg(format!("ubd0={}", disk.display()));
+        }
+        // Its memory is a file there; /tmp may be small.
+        command.env("TMPDIR", "/dev/shm").stdout(Stdio::piped()).stderr(Stdio::null());
+        Supervised::spawn_with_output("linux.uml", &mut command, log)
+    }
+}
+
+/// Sends the guest's lines, and writes them to its log. Ends with the output.
+fn spawn_line_reader(output: std::process::ChildStdout, mut log: File) -> mpsc::Receiver<String> {
+    let (sender, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(output).split(b'\n') {
+            let Ok(line) = line else { return };
+            let line = String::from_utf8_lossy(&line).trim_end_matches('\r').to_owned();
+            if writeln!(log, "{line}").is_err() || sender.send(line).is_err() {
+                return;
+            }
+        }
+    });
+    lines
+}
