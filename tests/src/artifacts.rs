@@ -35,6 +35,16 @@ pub enum Server {
     Virtiofsd(PathBuf),
 }
 
+impl Server {
+    /// How many request queues a guest can have, if `wanted` of them would be good: virtiofsd has one.
+    pub fn request_queues(&self, wanted: u32) -> u32 {
+        match self {
+            Self::Vhostfs { .. } => wanted,
+            Self::Virtiofsd(_) => 1,
+        }
+    }
+}
+
 /// Name, inside QEMU guests, of the source archive that the tour unpacks.
 pub const GUEST_TOUR_ARCHIVE: &str = "/usr/src/tour.tar.xz";
 

@@ -30,12 +30,13 @@ pub struct Daemon {
     server: Server,
     socket: PathBuf,
     image: PathBuf,
+    log: PathBuf,
 }
 
 impl Daemon {
     /// Serves `scratch/name.img`, made with `size` if it does not exist, on a socket in `scratch`.
     ///
-    /// Returns once the socket listens. `options` are added to the daemon's command line.
+    /// Returns once the socket listens. `options` are added to `vhostfs serve`; virtiofsd has others.
     pub fn start(
         server: &Server,
         scratch: &Path,
@@ -45,18 +46,23 @@ impl Daemon {
     ) -> anyhow::Result<Self> {
         let socket = socket_path(scratch, &format!("{name}.sock"))?;
         let image = scratch.join(format!("{name}.img"));
+        let log = scratch.join(format!("{name}.log"));
         let mut command = match server {
-            Server::Vhostfs { vhostfs, .. } => serve_command(vhostfs, &socket, &image, size),
+            Server::Vhostfs { vhostfs, .. } => serve_command(vhostfs, &socket, &image, size, options),
             Server::Virtiofsd(program) => virtiofsd_command(program, &socket, &image)?,
         };
-        command.args(options);
-        let log = scratch.join(format!("{name}.log"));
-        let mut process = Supervised::spawn("daemon", &mut command, &log)?;
-        wait_until("daemon listens on its socket", START_LIMIT, || {
-            process.check_running()?;
-            is_listening(&socket)
-        })?;
-        Ok(Self { process, server: server.clone(), socket, image })
+        let process = spawn_listening(&mut command, &socket, &log)?;
+        Ok(Self { process, server: server.clone(), socket, image, log })
+    }
+
+    /// To be called between two guests. Our daemon must still run; virtiofsd ends with its guest and is started again.
+    pub fn expect_next_guest(&mut self) -> anyhow::Result<()> {
+        if let Server::Virtiofsd(program) = &self.server {
+            self.process.wait(STOP_LIMIT)?;
+            let mut command = virtiofsd_command(program, &self.socket, &self.image)?;
+            self.process = spawn_listening(&mut command, &self.socket, &self.log)?;
+        }
+        self.process.check_running()
     }
 
     /// The vhost-user socket.
@@ -102,9 +108,25 @@ pub fn fsck(blobfs: &Path, image: &Path) -> anyhow::Result<()> {
     output_of(Command::new(blobfs).arg("fsck").arg(image)).context("the image is not clean").map(drop)
 }
 
-fn serve_command(vhostfs: &Path, socket: &Path, image: &Path, size: &str) -> Command {
+/// Starts the daemon and waits for its socket.
+fn spawn_listening(command: &mut Command, socket: &Path, log: &Path) -> anyhow::Result<Supervised> {
+    let mut process = Supervised::spawn("daemon", command, log)?;
+    wait_until("daemon listens on its socket", START_LIMIT, || {
+        process.check_running()?;
+        is_listening(socket)
+    })?;
+    Ok(process)
+}
+
+fn serve_command(vhostfs: &Path, socket: &Path, image: &Path, size: &str, options: &[&str]) -> Command {
     let mut command = tethered(vhostfs);
-    command.arg("serve").arg("--socket").arg(socket).args(["--tag", TAG, "--size", size]).arg(image);
+    command
+        .arg("serve")
+        .arg("--socket")
+        .arg(socket)
+        .args(["--tag", TAG, "--size", size])
+        .args(options)
+        .arg(image);
     command
 }
 

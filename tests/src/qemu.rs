@@ -379,12 +379,13 @@ fn parse_agent_line(line: String) -> AgentEvent {
     AgentEvent::Line(line)
 }
 
-/// Undoes the newline that the agent prints before its exit line, which makes an empty line after complete output.
-fn trim_one_newline(mut printed: String) -> String {
-    if printed.ends_with('\n') {
-        printed.pop();
+/// Adds a line to what a command printed, and shows it if asked for.
+pub(crate) fn append(printed: &mut String, line: &str, echo: Echo) {
+    if echo == Echo::Lines {
+        println!("    | {line}");
     }
-    printed
+    printed.push_str(line);
+    printed.push('\n');
 }
 
 #[cfg(test)]
@@ -397,11 +398,5 @@ mod tests {
         assert!(matches!(parse_agent_line("@@exit 7 3".into()), AgentEvent::Exit { id: 7, status: 3 }));
         assert!(matches!(parse_agent_line("@@exit x 3".into()), AgentEvent::Line(_)));
         assert!(matches!(parse_agent_line("text @@ready".into()), AgentEvent::Line(_)));
-    }
-
-    #[test]
-    fn output_without_a_final_newline_is_returned_as_printed() {
-        assert_eq!(trim_one_newline("a\nb\n\n".into()), "a\nb\n");
-        assert_eq!(trim_one_newline("a\nb\n".into()), "a\nb");
     }
 }

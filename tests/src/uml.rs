@@ -17,7 +17,7 @@ use anyhow::{Context as _, bail, ensure};
 use crate::{
     artifacts::TAG,
     process::{Supervised, tail, tethered},
-    qemu::Echo,
+    qemu::{Echo, append},
 };
 
 /// virtio device id of a file system device, in `virtio_uml.device=`.
@@ -76,11 +76,7 @@ impl<'a> UmlGuest<'a> {
                 return Ok(printed);
             }
             if begun {
-                if echo == Echo::Lines {
-                    println!("    | {line}");
-                }
-                printed.push_str(&line);
-                printed.push('\n');
+                append(&mut printed, &line, echo);
             }
             begun |= line == "@@begin";
         }

@@ -6,8 +6,6 @@ use crate::build;
 pub(crate) fn run(arguments: &[String]) -> anyhow::Result<()> {
     build::programs()?;
     build::run_shown(
-        build::cargo()
-            .args(["run", "--release", "--locked", "--package", "vhostfs-bench", "--"])
-            .args(arguments),
+        build::cargo().args(["run", "--release", "--package", "vhostfs-bench", "--"]).args(arguments),
     )
 }

@@ -32,7 +32,7 @@ pub(crate) fn run_shown(command: &mut Command) -> anyhow::Result<()> {
 /// Builds `vhostfs` and `blobfs` for release.
 pub(crate) fn programs() -> anyhow::Result<Server> {
     step("build vhostfs and blobfs", || {
-        run_shown(cargo().args(["build", "--release", "--locked", "--bin", "vhostfs", "--bin", "blobfs"]))
+        run_shown(cargo().args(["build", "--release", "--bin", "vhostfs", "--bin", "blobfs"]))
     })?;
     let release = target_dir().join("release");
     Ok(Server::Vhostfs { vhostfs: release.join("vhostfs"), blobfs: release.join("blobfs") })

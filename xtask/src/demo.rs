@@ -73,7 +73,7 @@ fn stops() -> Vec<(&'static str, String)> {
             "fio: random writes with a checksum in every block, read back and verified",
             format!(
                 "fio --name=tour --directory={MOUNT_POINT} --size=32m --rw=randwrite --bs=4k --ioengine=psync \
-                 --verify=crc32c --verify_fatal=1 --end_fsync=1 --thread | grep -E 'IOPS|err=' && rm {MOUNT_POINT}/tour.0.0"
+                 --verify=crc32c --verify_fatal=1 --end_fsync=1 --verify_state_save=0 --thread | grep -E 'IOPS|err=' && rm {MOUNT_POINT}/tour.0.0"
             ),
         ),
         (

@@ -183,14 +183,14 @@ fn format() -> anyhow::Result<Counts> {
 
 fn lints() -> anyhow::Result<Counts> {
     let mut command = build::cargo();
-    command.args(["clippy", "--workspace", "--all-targets", "--locked", "--", "--deny", "warnings"]);
+    command.args(["clippy", "--workspace", "--all-targets", "--", "--deny", "warnings"]);
     build::run_shown(&mut command)?;
     Ok(Counts::ONE_PASSED)
 }
 
 fn workspace() -> anyhow::Result<Counts> {
     let mut command = build::cargo();
-    command.args(["test", "--workspace", "--locked", "--no-fail-fast"]);
+    command.args(["test", "--workspace", "--no-fail-fast"]);
     count_results(&mut command)
 }
 

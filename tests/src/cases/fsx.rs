@@ -31,7 +31,7 @@ const SEED: u32 = 20_117;
 
 fn run(context: &CaseContext<'_>, mapped_weights: &str) -> anyhow::Result<()> {
     let operations = match context.scale {
-        Scale::Short => 50_000,
+        Scale::Short => 100_000,
         Scale::Long => 1_000_000,
     };
     let daemon = Daemon::start(&context.artifacts.server, context.scratch, "fs", "1G", &[])?;

@@ -75,14 +75,14 @@ fn run(context: &CaseContext<'_>) -> anyhow::Result<()> {
 fn script(context: &CaseContext<'_>) -> String {
     let pjdfstest = context.artifacts.pjdfstest.display();
     format!(
-        "set -e; mkdir -p {EXT4_MOUNT_POINT}; mkfs.ext4 -q /dev/ubda; mount /dev/ubda {EXT4_MOUNT_POINT}\n\
+        "set -e -o pipefail; mkdir -p {EXT4_MOUNT_POINT}; mkfs.ext4 -q /dev/ubda; mount /dev/ubda {EXT4_MOUNT_POINT}\n\
          cd /mnt/tmp; cp /etc/passwd /etc/group .\n\
          echo 'tests:x:4321:4321::/:/bin/sh' >>passwd; echo 'tests:x:4321:' >>group\n\
          mount --bind passwd /etc/passwd; mount --bind group /etc/group\n\
          cat >configuration.toml <<'END'\n{CONFIGURATION}\nEND\n\
          for place in {EXT4_MOUNT_POINT} {MOUNT_POINT}; do\n\
              echo '{SECTION}'$place\n\
-             {pjdfstest} -c configuration.toml -p $place -s /dev/shm 2>&1 || test $? = 1\n\
+             {{ {pjdfstest} -c configuration.toml -p $place -s /dev/shm 2>&1 || test $? = 1; }} | cat\n\
          done\n\
          umount {EXT4_MOUNT_POINT}\n"
     )

@@ -44,7 +44,7 @@ const FIO_IN_BACKGROUND: &str = "mkdir -p /mnt/vhostfs/load\n\
     sleep 2; test -n \"$(pidof fio)\"; test -e /mnt/vhostfs/load/load.0.0";
 
 fn start(context: &CaseContext<'_>, hardware: &Hardware) -> anyhow::Result<(Daemon, QemuGuest)> {
-    let daemon = Daemon::start(&context.artifacts.server, context.scratch, "fs", "1G", &[])?;
+    let daemon = Daemon::start(&context.artifacts.server, context.scratch, "fs", "1G", &["--queues", "2"])?;
     let guest =
         QemuGuest::boot_mounted(context.artifacts, context.scratch, "guest", daemon.socket(), hardware)?;
     Ok((daemon, guest))
@@ -86,11 +86,12 @@ fn reboot(context: &CaseContext<'_>) -> anyhow::Result<()> {
 }
 
 fn killed_guest(context: &CaseContext<'_>) -> anyhow::Result<()> {
-    let (daemon, mut guest) = start(context, &Hardware::default())?;
+    let (mut daemon, mut guest) = start(context, &Hardware::default())?;
     for round in 0..3 {
         guest.run(&format!("set -e; echo {round} >{MOUNT_POINT}/file; sync"))?;
         guest.run(FIO_IN_BACKGROUND)?;
         guest.kill();
+        daemon.expect_next_guest()?;
         guest = QemuGuest::boot_mounted(
             context.artifacts,
             context.scratch,
@@ -108,7 +109,8 @@ fn resets(context: &CaseContext<'_>) -> anyhow::Result<()> {
     /// The figure the product promises. Cheap enough (some 8 s each) for every run; long runs do more.
     const RESETS_SHORT: u32 = 20;
     const RESETS_LONG: u32 = 100;
-    let hardware = Hardware { cpus: 2, request_queues: 2, ..Hardware::default() };
+    let request_queues = context.artifacts.server.request_queues(2);
+    let hardware = Hardware { cpus: 2, request_queues, ..Hardware::default() };
     let (mut daemon, mut guest) = start(context, &hardware)?;
     guest.run_with(&tree::unpack_script(), Echo::Quiet, TREE_LIMIT)?;
     let count = if context.scale == Scale::Long { RESETS_LONG } else { RESETS_SHORT };
