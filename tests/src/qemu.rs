@@ -172,29 +172,31 @@ impl QemuGuest {
         let id = self.send(script)?;
         let deadline = Instant::now() + limit;
         let mut printed = String::new();
-        loop {
+        // The newest line is held back: the last one may be there, and empty, only because the agent ends it.
+        let mut newest: Option<String> = None;
+        let status = loop {
             match self.event(deadline, script)? {
                 AgentEvent::Line(line) => {
-                    if echo == Echo::Lines {
-                        println!("    | {line}");
+                    if let Some(line) = newest.replace(line) {
+                        append(&mut printed, &line, echo);
                     }
-                    printed.push_str(&line);
-                    printed.push('\n');
                 }
-                AgentEvent::Exit { id: ended, status: 0 } if ended == id => {
-                    return Ok(trim_one_newline(printed));
-                }
-                AgentEvent::Exit { status, .. } => {
-                    bail!(
-                        "in the guest, exit status {status}: {script}\n{printed}{}",
-                        tail(&self.console_log)
-                    )
-                }
+                AgentEvent::Exit { id: ended, status } if ended == id => break status,
+                AgentEvent::Exit { .. } => {} // of a command that was given up before
                 AgentEvent::Ready => {
                     bail!("the guest rebooted during: {script}\n{}", tail(&self.console_log))
                 }
             }
+        };
+        if let Some(line) = newest.filter(|line| !line.is_empty()) {
+            append(&mut printed, &line, echo);
         }
+        ensure!(
+            status == 0,
+            "in the guest, exit status {status}: {script}\n{printed}{}",
+            tail(&self.console_log)
+        );
+        Ok(printed)
     }
 
     /// Resets the machine through QMP, as the reset button would, and waits until it has booted again.
