@@ -240,7 +240,7 @@ impl QemuGuest {
         let shell = format!(
             "stty -F /dev/ttyS0 rows {rows} cols {columns} sane\n\
              cd {MOUNT_POINT}\n\
-             setsid cttyhack bash </dev/ttyS0 >/dev/ttyS0 2>&1\n\
+             PS1='guest:\\w\\$ ' setsid cttyhack bash </dev/ttyS0 >/dev/ttyS0 2>&1\n\
              true"
         );
         /// A user may stay as long as they like; a day is for ever.

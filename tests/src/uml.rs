@@ -105,10 +105,21 @@ impl<'a> UmlGuest<'a> {
         if let Some(disk) = &self.disk {
             command.arg(format!("ubd0={}", disk.display()));
         }
-        // Its memory is a file there; /tmp may be small.
-        command.env("TMPDIR", "/dev/shm").stdout(Stdio::piped()).stderr(Stdio::null());
+        command
+            .env("TMPDIR", memory_folder(scratch, self.memory_mib)?)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null());
         Supervised::spawn_with_output("linux.uml", &mut command, log)
     }
+}
+
+/// Where the file lies that is the guest's memory: shared memory if there is room (a container may have 64 MiB of it),
+/// otherwise the scratch folder, which is slower.
+fn memory_folder(scratch: &Path, memory_mib: u32) -> anyhow::Result<PathBuf> {
+    const SHARED_MEMORY: &str = "/dev/shm";
+    let free = rustix::fs::statvfs(SHARED_MEMORY).map_or(0, |fs| fs.f_bavail.saturating_mul(fs.f_frsize));
+    let has_room = free >= u64::from(memory_mib) << 20;
+    Ok(if has_room { PathBuf::from(SHARED_MEMORY) } else { scratch.canonicalize()? })
 }
 
 /// Sends the guest's lines, and writes them to its log. Ends with the output.

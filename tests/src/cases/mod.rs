@@ -10,6 +10,7 @@ use crate::artifacts::Artifacts;
 mod applications;
 mod fio;
 mod fsx;
+mod idle;
 mod pjdfstest;
 mod sessions;
 mod tree;
@@ -52,6 +53,7 @@ pub const CASES: &[Case] = &[
     sessions::REBIND,
     sessions::REBOOT,
     sessions::KILLED_GUEST,
+    idle::IDLE,
     pjdfstest::PJDFSTEST,
     applications::C_PROJECT,
     applications::GIT,
@@ -59,5 +61,6 @@ pub const CASES: &[Case] = &[
     fio::FIO_VERIFY,
     fsx::FSX,
     fsx::FSX_MMAP,
+    sessions::KILLED_DAEMON,
     sessions::RESETS,
 ];

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::{Case, CaseContext, Scale, tree};
 use crate::{
-    artifacts::MOUNT_POINT,
-    daemon::Daemon,
+    artifacts::{MOUNT_POINT, Server},
+    daemon::{Daemon, fsck},
     progress::note,
     qemu::{Echo, Hardware, QemuGuest},
 };
@@ -26,6 +26,12 @@ pub(super) const KILLED_GUEST: Case = Case {
     name: "killed-guest",
     about: "after QEMU is killed in the middle of work, the next one connects to the same socket and works",
     run: killed_guest,
+};
+
+pub(super) const KILLED_DAEMON: Case = Case {
+    name: "killed-daemon",
+    about: "after the daemon is killed under fio, the image is clean and everything synced is in it",
+    run: killed_daemon,
 };
 
 pub(super) const RESETS: Case = Case {
@@ -101,6 +107,26 @@ fn killed_guest(context: &CaseContext<'_>) -> anyhow::Result<()> {
         )?;
         guest.run(&format!("grep -qx {round} {MOUNT_POINT}/file"))?;
     }
+    guest.power_off()?;
+    daemon.stop_and_check()
+}
+
+fn killed_daemon(context: &CaseContext<'_>) -> anyhow::Result<()> {
+    let (mut daemon, mut guest) = start(context, &Hardware::default())?;
+    guest.run_with(&tree::unpack_script(), Echo::Quiet, TREE_LIMIT)?;
+    for round in 0..3 {
+        guest.run(&format!("set -e; echo {round} >{MOUNT_POINT}/file; sync {MOUNT_POINT}/file"))?;
+        guest.run(FIO_IN_BACKGROUND)?;
+        let image = daemon.image().to_owned();
+        daemon.kill();
+        guest.kill(); // QEMU cannot reconnect a virtio-fs device
+        if let Server::Vhostfs { blobfs, .. } = &context.artifacts.server {
+            fsck(blobfs, &image)?;
+        }
+        (daemon, guest) = start(context, &Hardware::default())?;
+        guest.run(&format!("grep -qx {round} {MOUNT_POINT}/file"))?;
+    }
+    guest.run_with(&tree::verify_script(), Echo::Quiet, TREE_LIMIT)?;
     guest.power_off()?;
     daemon.stop_and_check()
 }
