@@ -1,2 +1,2 @@
-//! a
+//! The daemon.
 fn main() {}

@@ -110,7 +110,7 @@ impl Queue {
         let valid = size.is_power_of_two() && size <= QUEUE_SIZE_MAX;
         if valid {
             let mut state = self.state.borrow_mut();
-            state.detach();
+            state.restart();
             state.size = size as u16;
         }
         valid
@@ -132,7 +132,7 @@ impl Queue {
     /// SET_VRING_BASE: the ring starts anew, at chain number `base`.
     pub fn set_base(&self, base: u16) {
         let mut state = self.state.borrow_mut();
-        state.detach();
+        state.restart();
         state.base = base;
     }
 
@@ -177,7 +177,7 @@ impl Queue {
     /// The second half, once nothing is under way: detaches and returns the number of the next chain.
     pub fn detach(&self) -> u16 {
         let mut state = self.state.borrow_mut();
-        state.detach();
+        state.restart();
         state.base
     }
 
@@ -218,8 +218,8 @@ impl Queue {
         let State { ring: Some(ring), addresses: Some(addresses), .. } = &mut *state else { return Ok(()) };
         let followed = ring.relocate(memory, addresses);
         if followed.is_err() {
-            state.break_off();
             state.detach();
+            state.break_off();
         }
         Ok(followed?)
     }
@@ -347,6 +347,11 @@ impl State {
         }
         self.epoch += 1;
         self.under_way = 0;
+    }
+
+    /// Leaves the ring, to begin with a sound one.
+    fn restart(&mut self) {
+        self.detach();
         self.broken = false;
     }
 

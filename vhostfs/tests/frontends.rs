@@ -1,0 +1,616 @@
+//! Frontends and guests, well-behaved and hostile, over real sockets.
+//!
+//! Poller and frontend share the test's thread: the poller moves only in [`Rig::settle`], so each test is
+//! exact and needs no clock.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::rc::Rc;
+
+use reactor::{Reactor, SystemClock};
+use vhostfs::device::fs::FsDevice;
+use vhostfs::guest_mem::install_fault_handler;
+use vhostfs::poller::{PollMode, Poller, Source, Tenure};
+
+mod support;
+
+use support::empty_fs::{ECHO, ECHO_LATER, EmptyFs, INIT};
+use support::guest::{
+    BUFFERS, Frontend, GPA, Guest, INDIRECT, MEMORY_LEN, NEXT, UVA, WRITE, code, fuse_reply, fuse_request, message,
+    region, signals, vring_addr, words,
+};
+
+const EVENT_IDX: u64 = 1 << 29;
+const INDIRECT_DESC: u64 = 1 << 28;
+
+/// A poller with devices of one high-priority and two request queues.
+struct Rig {
+    poller: Poller,
+}
+
+impl Rig {
+    fn new() -> Self {
+        install_fault_handler().unwrap();
+        let reactor = Reactor::new(Rc::new(SystemClock::new()));
+        Self { poller: Poller::new(reactor, PollMode::Interrupt).unwrap() }
+    }
+
+    /// Adds a device with a connected frontend.
+    fn connected(&mut self) -> (EmptyFs, Frontend) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let fs = self.add(Source::Connected(ours.into()));
+        (fs, Frontend::new(theirs))
+    }
+
+    fn add(&mut self, source: Source) -> EmptyFs {
+        let fs = EmptyFs::default();
+        let device = Rc::new(FsDevice::new(fs.clone(), "tag", 2).unwrap());
+        self.poller.add_device(device, source, Tenure::Successive).unwrap();
+        fs
+    }
+
+    /// Lets the poller do all there is to do.
+    fn settle(&mut self) {
+        let mut quiet = 0;
+        // It looks at its sockets every 64 turns.
+        while quiet < 130 {
+            quiet = if self.poller.turn().unwrap() { 0 } else { quiet + 1 };
+        }
+    }
+
+    fn start(&mut self, features: u64) -> (EmptyFs, Frontend, Guest) {
+        let (fs, frontend) = self.connected();
+        let guest = Guest::new(16);
+        frontend.start(&guest, features, 3);
+        self.settle();
+        (fs, frontend, guest)
+    }
+}
+
+fn assert_echo(rig: &mut Rig, guest: &mut Guest, queue: u16) {
+    let reply = guest.request(queue, 0, ECHO, b"hello");
+    rig.settle();
+    assert_eq!(guest.take_used(queue), [(0, 16 + 5)]);
+    assert_eq!(fuse_reply(&guest.read(reply, 16)), (21, 0, 100));
+    assert_eq!(guest.read(reply + 16, 5), b"hello");
+}
+
+/// The queue is broken: its error descriptor was signalled, nothing was answered, and it stays so. The other
+/// queue works.
+fn assert_broken(rig: &mut Rig, frontend: &Frontend, guest: &mut Guest) {
+    rig.settle();
+    assert_eq!(signals(&frontend.queues[1].error), 1);
+    assert_eq!(guest.take_used(1), []);
+    rig.settle();
+    assert_eq!(signals(&frontend.queues[1].error), 0, "told once");
+    assert_eq!(signals(&frontend.queues[2].error), 0);
+    assert_echo(rig, guest, 2);
+}
+
+#[test]
+fn requests_on_all_queues_are_answered() {
+    let mut rig = Rig::new();
+    let (_, _frontend, mut guest) = rig.start(0);
+    for queue in 0..3 {
+        assert_echo(&mut rig, &mut guest, queue);
+    }
+}
+
+#[test]
+fn a_batch_is_published_with_one_notification() {
+    let mut rig = Rig::new();
+    for features in [0, EVENT_IDX] {
+        let (_, frontend, mut guest) = rig.start(features);
+        signals(&frontend.queues[1].call);
+        for head in [0, 2, 4, 6] {
+            guest.request(1, head, ECHO, b"x");
+        }
+        rig.settle();
+        assert_eq!(guest.take_used(1).len(), 4);
+        assert_eq!(signals(&frontend.queues[1].call), 1);
+    }
+}
+
+#[test]
+fn notifications_are_suppressed_as_the_driver_asks() {
+    let mut rig = Rig::new();
+    let (_, frontend, mut guest) = rig.start(EVENT_IDX);
+    guest.set_interrupts(1, 0, 0);
+    assert_echo(&mut rig, &mut guest, 1);
+    assert_eq!(signals(&frontend.queues[1].call), 1);
+    guest.set_interrupts(1, 0, 3);
+    for expected in [0, 0, 1, 0] {
+        assert_echo(&mut rig, &mut guest, 1);
+        assert_eq!(signals(&frontend.queues[1].call), expected);
+    }
+    let (_, frontend, mut guest) = rig.start(0);
+    guest.set_interrupts(1, 1, 0);
+    assert_echo(&mut rig, &mut guest, 1);
+    assert_eq!(signals(&frontend.queues[1].call), 0);
+}
+
+#[test]
+fn indirect_chains_work() {
+    let mut rig = Rig::new();
+    let (_, _frontend, mut guest) = rig.start(INDIRECT_DESC);
+    let table = BUFFERS + 0x8000;
+    guest.write(BUFFERS, &fuse_request(ECHO, 7, b"abc"));
+    guest.descriptor(table, 0, GPA + BUFFERS, 40, NEXT, 2);
+    guest.descriptor(table, 2, GPA + BUFFERS + 40, 3, NEXT, 1);
+    guest.descriptor(table, 1, 0, 0, NEXT, 3); // empty, and at no address
+    guest.descriptor(table, 3, GPA + 0x50000, 16, NEXT | WRITE, 4);
+    guest.descriptor(table, 4, GPA + 0x50100, 16, WRITE, 0);
+    guest.descriptor(guest.table(1), 5, GPA + table, 5 * 16, INDIRECT, 0);
+    guest.offer(1, 5);
+    rig.settle();
+    assert_eq!(guest.take_used(1), [(5, 19)]);
+    assert_eq!(guest.read(0x50100, 3), b"abc");
+}
+
+#[test]
+fn a_loop_breaks_its_queue_only() {
+    let mut rig = Rig::new();
+    let (_, frontend, mut guest) = rig.start(0);
+    guest.descriptor(guest.table(1), 0, GPA + BUFFERS, 40, NEXT, 1);
+    guest.descriptor(guest.table(1), 1, GPA + BUFFERS, 40, NEXT, 0);
+    guest.offer(1, 0);
+    assert_broken(&mut rig, &frontend, &mut guest);
+}
+
+#[test]
+fn indexes_out_of_range_break_their_queue_only() {
+    for case in 0..3 {
+        let mut rig = Rig::new();
+        let (_, frontend, mut guest) = rig.start(0);
+        match case {
+            0 => guest.offer(1, 16),
+            1 => guest.set_available(1, 17),
+            _ => {
+                guest.descriptor(guest.table(1), 0, GPA + BUFFERS, 40, NEXT, 16);
+                guest.offer(1, 0);
+            }
+        }
+        assert_broken(&mut rig, &frontend, &mut guest);
+    }
+}
+
+#[test]
+fn misplaced_or_malformed_indirect_tables_break_their_queue_only() {
+    let table = GPA + BUFFERS + 0x8000;
+    let outside = GPA + MEMORY_LEN - 16;
+    for (features, addr, len, flags) in [
+        (0, table, 32, INDIRECT),
+        (INDIRECT_DESC, table, 32, INDIRECT | NEXT),
+        (INDIRECT_DESC, table, 0, INDIRECT),
+        (INDIRECT_DESC, table, 33, INDIRECT),
+        (INDIRECT_DESC, table, u32::MAX - 15, INDIRECT),
+        (INDIRECT_DESC, outside, 32, INDIRECT),
+        (INDIRECT_DESC, u64::MAX, 32, INDIRECT),
+        (INDIRECT_DESC, table, 32, INDIRECT), // the table holds an indirect descriptor
+    ] {
+        let mut rig = Rig::new();
+        let (_, frontend, mut guest) = rig.start(features);
+        guest.descriptor(BUFFERS + 0x8000, 0, table, 32, INDIRECT, 0);
+        guest.descriptor(guest.table(1), 0, addr, len, flags, 1);
+        guest.offer(1, 0);
+        assert_broken(&mut rig, &frontend, &mut guest);
+    }
+}
+
+#[test]
+fn a_request_without_room_for_a_reply_breaks_its_queue_only() {
+    let outside = GPA + MEMORY_LEN;
+    let inside = GPA + BUFFERS + 0x8000;
+    for (request, request_len, reply, reply_len) in [
+        (outside, 40, inside, 16),
+        (GPA + BUFFERS, 40, outside, 16),
+        (GPA + BUFFERS, 40, outside - 8, 16),
+        (GPA + BUFFERS, 39, inside, 16),
+        (GPA + BUFFERS, 40, inside, 15),
+        (GPA + BUFFERS, 40, inside, 0),
+    ] {
+        let mut rig = Rig::new();
+        let (_, frontend, mut guest) = rig.start(0);
+        guest.write(BUFFERS, &fuse_request(ECHO, 7, &[]));
+        guest.descriptor(guest.table(1), 0, request, request_len, NEXT, 1);
+        guest.descriptor(guest.table(1), 1, reply, reply_len, WRITE, 0);
+        guest.offer(1, 0);
+        assert_broken(&mut rig, &frontend, &mut guest);
+    }
+}
+
+#[test]
+fn a_payload_outside_memory_fails_its_request_only() {
+    for (payload, len, flags) in [
+        (GPA + MEMORY_LEN, 4096, 0),
+        (0, 4096, 0),
+        (GPA, u32::MAX, 0),
+        (u64::MAX, u32::MAX, 0),
+        (GPA + MEMORY_LEN - 8, 16, WRITE),
+        (u64::MAX - 8, 16, WRITE),
+    ] {
+        let mut rig = Rig::new();
+        let (_, frontend, mut guest) = rig.start(0);
+        guest.write(BUFFERS, &fuse_request(ECHO, 7, &[]));
+        let (second, third) = if flags == WRITE { (2, 1) } else { (1, 2) };
+        guest.descriptor(guest.table(1), 0, GPA + BUFFERS, 40, NEXT, 1);
+        guest.descriptor(guest.table(1), second, payload, len, flags | if second == 1 { NEXT } else { 0 }, 2);
+        guest.descriptor(guest.table(1), third, GPA + 0x50000, 64, WRITE | if third == 1 { NEXT } else { 0 }, 2);
+        guest.offer(1, 0);
+        rig.settle();
+        assert_eq!(guest.take_used(1), [(0, 16)]);
+        assert_eq!(fuse_reply(&guest.read(0x50000, 16)), (16, -libc::EFAULT, 7));
+        assert_eq!(signals(&frontend.queues[1].error), 0);
+        assert_echo(&mut rig, &mut guest, 1);
+    }
+}
+
+#[test]
+fn a_readable_buffer_behind_a_writable_one_fails_its_request_only() {
+    let mut rig = Rig::new();
+    let (_, _frontend, mut guest) = rig.start(0);
+    guest.write(BUFFERS, &fuse_request(ECHO, 7, &[]));
+    guest.descriptor(guest.table(1), 0, GPA + BUFFERS, 40, NEXT, 1);
+    guest.descriptor(guest.table(1), 1, GPA + 0x50000, 64, NEXT | WRITE, 2);
+    guest.descriptor(guest.table(1), 2, GPA + BUFFERS, 64, 0, 0);
+    guest.offer(1, 0);
+    rig.settle();
+    assert_eq!(guest.take_used(1), [(0, 16)]);
+    assert_eq!(fuse_reply(&guest.read(0x50000, 16)), (16, -libc::EINVAL, 7));
+    assert_echo(&mut rig, &mut guest, 1);
+}
+
+#[test]
+fn a_driver_that_offers_chains_twice_gets_no_more_than_its_queue_under_way() {
+    let mut rig = Rig::new();
+    let (fs, _frontend, mut guest) = rig.start(0);
+    for _ in 0..16 {
+        guest.request(1, 0, ECHO_LATER, b"x");
+    }
+    rig.settle();
+    for _ in 0..16 {
+        guest.request(1, 0, ECHO_LATER, b"x");
+    }
+    rig.settle();
+    assert_eq!(fs.waiting(), 16);
+    fs.release();
+    rig.settle();
+    assert_eq!(fs.waiting(), 0);
+    assert_eq!(guest.used_index(1), 32);
+}
+
+#[test]
+fn shrunk_memory_ends_its_session_and_no_other() {
+    let mut rig = Rig::new();
+    let (fs, mut frontend, mut guest) = rig.start(0);
+    let (_, _other_frontend, mut other) = rig.start(0);
+    // Rings stay, the request's buffers go.
+    guest.request(1, 0, ECHO, b"x");
+    guest.memory.set_len(BUFFERS).unwrap();
+    rig.settle();
+    assert!(frontend.is_closed());
+    assert_eq!(fs.resets(), 1);
+    assert_echo(&mut rig, &mut other, 1);
+}
+
+#[test]
+fn a_silent_frontend_does_not_stall_another_device() {
+    let mut rig = Rig::new();
+    let (_, silent) = rig.connected();
+    let (_, _frontend, mut guest) = rig.start(0);
+    let whole = message(code::SET_MEM_TABLE, 0, &[0; 40]);
+    silent.send_raw(&whole[..7], &[]);
+    assert_echo(&mut rig, &mut guest, 1);
+    silent.send_raw(&whole[7..30], &[]);
+    assert_echo(&mut rig, &mut guest, 1);
+}
+
+#[test]
+fn a_message_in_pieces_is_understood() {
+    let mut rig = Rig::new();
+    let (_, mut frontend) = rig.connected();
+    for byte in message(code::GET_QUEUE_NUM, 0, &[]) {
+        assert_eq!(frontend.receive(), None);
+        frontend.send_raw(&[byte], &[]);
+        rig.settle();
+    }
+    assert_eq!(frontend.receive(), Some((code::GET_QUEUE_NUM, 3u64.to_le_bytes().into())));
+}
+
+#[test]
+fn wrong_sizes_and_unknown_messages_are_refused_and_the_connection_lives() {
+    let mut rig = Rig::new();
+    let (_, mut frontend, mut guest) = rig.start(0);
+    let failure = 1u64.to_le_bytes().to_vec();
+    for (number, payload) in [
+        (code::SET_FEATURES, vec![0; 4]),
+        (code::SET_VRING_NUM, vec![0; 9]),
+        (code::SET_VRING_NUM, words(&[0, 3])),
+        (code::SET_VRING_NUM, words(&[0, 65536])),
+        (code::SET_VRING_NUM, words(&[3, 16])),
+        (code::SET_VRING_NUM, words(&[u32::MAX, 16])),
+        (code::SET_VRING_BASE, words(&[0, 0x10000])),
+        (code::SET_VRING_ADDR, vring_addr(1, UVA + MEMORY_LEN)),
+        (code::SET_VRING_ADDR, vring_addr(1, u64::MAX - 0xffff)),
+        (code::SET_VRING_KICK, 0u64.to_le_bytes().into()), // without a descriptor
+        (code::SET_MEM_TABLE, words(&[9, 0])),
+        (code::SET_MEM_TABLE, words(&[u32::MAX, 0])),
+        (code::ADD_MEM_REG, vec![0; 40]),
+        (code::REM_MEM_REG, vec![0; 40]),
+        (code::SET_FEATURES, u64::MAX.to_le_bytes().into()),
+        (code::SET_PROTOCOL_FEATURES, u64::MAX.to_le_bytes().into()),
+        (4711, vec![1, 2, 3]),
+        (35, words(&[0, 0])), // VRING_KICK was not offered
+    ] {
+        frontend.send(number, code::NEED_REPLY, &payload, &[]);
+        rig.settle();
+        assert_eq!(frontend.receive(), Some((number, failure.clone())), "message {number} {payload:?}");
+    }
+    frontend.send(code::GET_CONFIG, 0, &words(&[250, 10, 0]), &[]);
+    frontend.send(code::GET_VRING_BASE, 0, &words(&[7, 0]), &[]);
+    rig.settle();
+    assert_eq!(frontend.receive(), Some((code::GET_CONFIG, vec![])));
+    assert_eq!(frontend.receive(), Some((code::GET_VRING_BASE, vec![])));
+    assert_echo(&mut rig, &mut guest, 1);
+}
+
+#[test]
+fn lost_framing_ends_the_connection() {
+    for bytes in [words(&[1, 1, 5000]), words(&[1, 1, u32::MAX]), words(&[1, 2, 0]), words(&[1, 5, 0])] {
+        let mut rig = Rig::new();
+        let (_, mut frontend) = rig.connected();
+        frontend.send_raw(&bytes, &[]);
+        rig.settle();
+        assert!(frontend.is_closed());
+    }
+}
+
+#[test]
+fn a_regular_file_is_no_event_descriptor() {
+    let mut rig = Rig::new();
+    let (_, mut frontend, _guest) = rig.start(0);
+    let file = tempfile::tempfile().unwrap();
+    for number in [code::SET_VRING_KICK, code::SET_VRING_CALL, code::SET_VRING_ERR] {
+        frontend.send(number, code::NEED_REPLY, &1u64.to_le_bytes(), &[file.as_fd()]);
+        rig.settle();
+        assert_eq!(frontend.receive(), Some((number, 1u64.to_le_bytes().into())));
+    }
+}
+
+#[test]
+fn configuration_is_read_in_any_range() {
+    let mut rig = Rig::new();
+    let (_, mut frontend) = rig.connected();
+    let mut config = b"tag".to_vec();
+    config.resize(36, 0);
+    config.extend(2u32.to_le_bytes());
+    config.resize(60, 0);
+    for (offset, size) in [(0, 1), (0, 2), (0, 36), (36, 4), (0, 40), (0, 60), (5, 0)] {
+        frontend.send(code::GET_CONFIG, 0, &[words(&[offset, size, 0]), vec![0; size as usize]].concat(), &[]);
+        rig.settle();
+        let (number, payload) = frontend.receive().unwrap();
+        assert_eq!(number, code::GET_CONFIG);
+        assert_eq!(payload[..12], words(&[offset, size, 0]));
+        assert_eq!(payload[12..], config[offset as usize..(offset + size) as usize]);
+    }
+}
+
+#[test]
+fn a_memory_table_of_user_mode_linux_is_accepted() {
+    let mut rig = Rig::new();
+    let (_, frontend) = rig.connected();
+    let mut guest = Guest::new(16);
+    frontend.start(&guest, 0, 0);
+    let table = [words(&[1, 0]), region(GPA, MEMORY_LEN, UVA, 0), vec![0xff; 32]].concat();
+    frontend.send(code::SET_MEM_TABLE, 0, &table, &[guest.memory.as_fd()]);
+    frontend.start_queue(&guest, 1);
+    assert_echo(&mut rig, &mut guest, 1);
+}
+
+#[test]
+fn vring_base_is_answered_when_nothing_is_under_way() {
+    let mut rig = Rig::new();
+    let (fs, mut frontend, mut guest) = rig.start(0);
+    guest.request(1, 0, ECHO_LATER, b"late");
+    guest.request(1, 2, ECHO, b"early");
+    rig.settle();
+    frontend.send(code::GET_VRING_BASE, 0, &words(&[1, 0]), &[]);
+    rig.settle();
+    guest.request(1, 4, ECHO, b"not taken any more");
+    rig.settle();
+    assert_eq!(frontend.receive(), None);
+    assert_eq!(guest.take_used(1), [(2, 16 + 5)]);
+    fs.release();
+    rig.settle();
+    assert_eq!(frontend.receive(), Some((code::GET_VRING_BASE, words(&[1, 2]))));
+    assert_eq!(guest.take_used(1), [(0, 16 + 4)]);
+}
+
+#[test]
+fn a_stopped_ring_goes_on_where_it_was() {
+    let mut rig = Rig::new();
+    let (_, mut frontend, mut guest) = rig.start(0);
+    assert_echo(&mut rig, &mut guest, 1);
+    frontend.send(code::GET_VRING_BASE, 0, &words(&[1, 0]), &[]);
+    rig.settle();
+    assert_eq!(frontend.receive(), Some((code::GET_VRING_BASE, words(&[1, 1]))));
+    frontend.send(code::SET_VRING_BASE, 0, &words(&[1, 1]), &[]);
+    frontend.send(code::SET_VRING_KICK, 0, &1u64.to_le_bytes(), &[frontend.queues[1].kick.as_fd()]);
+    assert_echo(&mut rig, &mut guest, 1);
+}
+
+#[test]
+fn disabling_is_acknowledged_when_nothing_is_under_way() {
+    let mut rig = Rig::new();
+    let (fs, mut frontend, mut guest) = rig.start(0);
+    guest.request(1, 0, ECHO_LATER, b"late");
+    rig.settle();
+    frontend.send(code::SET_VRING_ENABLE, code::NEED_REPLY, &words(&[1, 0]), &[]);
+    rig.settle();
+    assert_eq!(frontend.receive(), None);
+    fs.release();
+    rig.settle();
+    assert_eq!(frontend.receive(), Some((code::SET_VRING_ENABLE, vec![0; 8])));
+    guest.request(1, 2, ECHO, b"x");
+    rig.settle();
+    assert_eq!(guest.take_used(1), [(0, 20)], "a disabled ring takes nothing");
+    // User-Mode Linux starts again like this, without GET_VRING_BASE.
+    guest.reset();
+    frontend.start_queue(&guest, 1);
+    assert_echo(&mut rig, &mut guest, 1);
+}
+
+#[test]
+fn ring_addresses_may_move_while_the_ring_runs() {
+    let mut rig = Rig::new();
+    let (_, frontend, mut guest) = rig.start(0);
+    assert_echo(&mut rig, &mut guest, 1);
+    // The same file again, at other addresses.
+    let elsewhere = UVA + 0x10_0000_0000;
+    let addition = [vec![0; 8], region(GPA + 0x10_0000_0000, MEMORY_LEN, elsewhere, 0)].concat();
+    frontend.send(code::ADD_MEM_REG, 0, &addition, &[guest.memory.as_fd()]);
+    frontend.send(code::SET_VRING_ADDR, 0, &vring_addr(1, elsewhere + guest.table(1)), &[]);
+    assert_echo(&mut rig, &mut guest, 1);
+}
+
+#[test]
+fn removing_memory_is_acknowledged_when_nobody_uses_it() {
+    let mut rig = Rig::new();
+    let (fs, mut frontend, mut guest) = rig.start(0);
+    let more = Guest::new(16);
+    let gpa = GPA + 0x1000_0000;
+    let description = [vec![0; 8], region(gpa, MEMORY_LEN, UVA + 0x1000_0000, 0)].concat();
+    frontend.send(code::ADD_MEM_REG, code::NEED_REPLY, &description, &[more.memory.as_fd()]);
+    rig.settle();
+    assert_eq!(frontend.receive(), Some((code::ADD_MEM_REG, vec![0; 8])));
+    guest.write(BUFFERS, &fuse_request(ECHO_LATER, 7, &[]));
+    guest.descriptor(guest.table(1), 0, GPA + BUFFERS, 40, NEXT, 1);
+    guest.descriptor(guest.table(1), 1, gpa, 64, WRITE, 0);
+    guest.offer(1, 0);
+    rig.settle();
+    frontend.send(code::REM_MEM_REG, code::NEED_REPLY, &description, &[]);
+    rig.settle();
+    assert_eq!(frontend.receive(), None);
+    assert_echo(&mut rig, &mut guest, 2);
+    fs.release();
+    rig.settle();
+    assert_eq!(frontend.receive(), Some((code::REM_MEM_REG, vec![0; 8])));
+    assert_eq!(fuse_reply(&more.read(0, 16)), (16, 0, 7), "the request's memory stayed until it ended");
+    // From now on it is outside.
+    guest.descriptor(guest.table(1), 0, GPA + BUFFERS, 40, NEXT, 1);
+    guest.offer(1, 0);
+    rig.settle();
+    assert_eq!(signals(&frontend.queues[1].error), 1);
+}
+
+#[test]
+fn removing_the_ring_s_memory_breaks_the_queue() {
+    let mut rig = Rig::new();
+    let (_, mut frontend, _guest) = rig.start(0);
+    let description = [vec![0; 8], region(GPA, MEMORY_LEN, UVA, 0)].concat();
+    frontend.send(code::REM_MEM_REG, code::NEED_REPLY, &description, &[]);
+    rig.settle();
+    assert_eq!(frontend.receive(), Some((code::REM_MEM_REG, vec![0; 8])));
+    assert_eq!(signals(&frontend.queues[1].error), 1);
+}
+
+#[test]
+fn reset_waits_for_what_is_under_way_and_forgets_the_guest() {
+    let mut rig = Rig::new();
+    let (fs, mut frontend, mut guest) = rig.start(0);
+    guest.request(1, 0, ECHO_LATER, b"x");
+    rig.settle();
+    frontend.send(code::RESET_DEVICE, code::NEED_REPLY, &[], &[]);
+    rig.settle();
+    assert_eq!((frontend.receive(), fs.resets()), (None, 0));
+    fs.release();
+    rig.settle();
+    assert_eq!(frontend.receive(), Some((code::RESET_DEVICE, vec![0; 8])));
+    assert_eq!(fs.resets(), 1);
+    guest.reset();
+    for queue in 0..3 {
+        frontend.start_queue(&guest, queue);
+    }
+    assert_echo(&mut rig, &mut guest, 1);
+}
+
+#[test]
+fn a_late_answer_does_not_enter_the_ring_of_a_frontend_that_left() {
+    let mut rig = Rig::new();
+    let (fs, frontend, mut guest) = rig.start(0);
+    guest.request(1, 0, ECHO_LATER, b"x");
+    rig.settle();
+    drop(frontend);
+    rig.settle();
+    assert_eq!((fs.resets(), fs.waiting()), (1, 1));
+    fs.release();
+    rig.settle();
+    assert_eq!(fs.waiting(), 0);
+    assert_eq!(guest.take_used(1), []);
+}
+
+#[test]
+fn a_frontend_that_dies_while_a_message_waits_is_noticed() {
+    let mut rig = Rig::new();
+    let (fs, frontend, mut guest) = rig.start(0);
+    guest.request(1, 0, ECHO_LATER, b"x");
+    rig.settle();
+    frontend.send(code::GET_VRING_BASE, 0, &words(&[1, 0]), &[]);
+    rig.settle();
+    drop(frontend);
+    rig.settle();
+    assert_eq!(fs.resets(), 1);
+    fs.release();
+    rig.settle();
+}
+
+#[test]
+fn one_frontend_follows_another_on_the_same_socket() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("socket");
+    let listener = UnixListener::bind(&path).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let mut rig = Rig::new();
+    let fs = rig.add(Source::Listener(listener.into()));
+    for round in 0..3 {
+        let first = Frontend::new(UnixStream::connect(&path).unwrap());
+        let mut guest = Guest::new(16);
+        first.start(&guest, EVENT_IDX | INDIRECT_DESC, 3);
+        assert_echo(&mut rig, &mut guest, 1);
+        // A second one waits until the first has left.
+        let mut second = Frontend::new(UnixStream::connect(&path).unwrap());
+        second.send(code::GET_FEATURES, 0, &[], &[]);
+        rig.settle();
+        assert_eq!(second.receive(), None);
+        drop(first);
+        rig.settle();
+        assert_eq!(second.receive().unwrap().0, code::GET_FEATURES);
+        assert_eq!(fs.resets(), 2 * round + 1);
+        drop(second);
+        rig.settle();
+    }
+}
+
+#[test]
+fn kicks_are_asked_for_before_sleeping_and_not_otherwise() {
+    let mut rig = Rig::new();
+    let (_, _frontend, mut guest) = rig.start(0);
+    rig.settle();
+    assert_eq!(guest.kicks(1).0, 1, "awake: no kicks wanted");
+    assert_echo(&mut rig, &mut guest, 1);
+    let reply = guest.request(1, 0, INIT, &[]);
+    rig.settle();
+    assert_eq!(fuse_reply(&guest.read(reply, 16)), (80, 0, 100));
+}
+
+#[test]
+fn features_are_offered() {
+    let mut rig = Rig::new();
+    let (_, mut frontend) = rig.connected();
+    frontend.send(code::GET_FEATURES, 0, &[], &[]);
+    frontend.send(code::GET_PROTOCOL_FEATURES, 0, &[], &[]);
+    rig.settle();
+    let offered = 1u64 << 32 | EVENT_IDX | INDIRECT_DESC | 1 << 30;
+    assert_eq!(frontend.receive(), Some((code::GET_FEATURES, offered.to_le_bytes().into())));
+    assert_eq!(frontend.receive(), Some((code::GET_PROTOCOL_FEATURES, 0xa229u64.to_le_bytes().into())));
+}
