@@ -12,6 +12,7 @@ use vhostfs::device::fs::FsDevice;
 use vhostfs::guest_mem::install_fault_handler;
 use vhostfs::poller::{PollMode, Poller, Source, Tenure};
 
+#[allow(unreachable_pub, reason = "a module of the tests")]
 #[path = "../tests/support/empty_fs.rs"]
 mod empty_fs;
 

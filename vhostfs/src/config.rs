@@ -259,9 +259,17 @@ mod tests {
         };
         assert!(accepts(""));
         assert!(accepts("--queues 8 --poll busy --cpu 0 --readonly --once --guest-cache none"));
-        for wrong in ["--queues 0", "--queues 129", "--poll maybe", "--guest-cache shared", "--socket-mode 999",
-            "--fd 4", "--size 1X", "--mount /mnt", "--config f"]
-        {
+        for wrong in [
+            "--queues 0",
+            "--queues 129",
+            "--poll maybe",
+            "--guest-cache shared",
+            "--socket-mode 999",
+            "--fd 4",
+            "--size 1X",
+            "--mount /mnt",
+            "--config f",
+        ] {
             assert!(!accepts(wrong), "{wrong}");
         }
     }

@@ -35,8 +35,7 @@ pub enum DescriptorError {
 }
 
 fn check_kind(fd: &OwnedFd) -> Result<(), DescriptorError> {
-    #[expect(clippy::unnecessary_cast, reason = "the type of f_type differs between architectures")]
-    let harmless = HARMLESS_FILE_SYSTEMS.contains(&(fstatfs(fd)?.f_type as i64));
+    let harmless = HARMLESS_FILE_SYSTEMS.contains(&(fstatfs(fd)?.f_type));
     if harmless { Ok(()) } else { Err(DescriptorError::Kind) }
 }
 
@@ -183,7 +182,12 @@ impl WatchedFd {
         Self::new(fd, events, key, epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP)
     }
 
-    fn new(fd: OwnedFd, events: &Rc<Events>, key: Key, interest: epoll::EventFlags) -> rustix::io::Result<Self> {
+    fn new(
+        fd: OwnedFd,
+        events: &Rc<Events>,
+        key: Key,
+        interest: epoll::EventFlags,
+    ) -> rustix::io::Result<Self> {
         events.add(fd.as_fd(), key, interest)?;
         Ok(Self { fd, events: events.clone() })
     }

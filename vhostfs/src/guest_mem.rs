@@ -107,8 +107,7 @@ impl Region {
         if !description.is_sane() {
             return Err(MemoryError::Malformed(description));
         }
-        #[expect(clippy::unnecessary_cast, reason = "the type of f_type differs between architectures")]
-        if BLOCKING_FILE_SYSTEMS.contains(&(fstatfs(file)?.f_type as i64)) {
+        if BLOCKING_FILE_SYSTEMS.contains(&(fstatfs(file)?.f_type)) {
             return Err(MemoryError::BlockingFile);
         }
         // hugetlbfs reports its page size here, and wants offsets and lengths in multiples of it.

@@ -8,11 +8,11 @@
 //! Left to others: what a FUSE request means (`fuse-map`), files (`blobfs`), block devices (`bdev`), tasks
 //! and time (`reactor`).
 
-pub mod poller;
-pub mod vhost_user;
-pub mod queue;
-pub mod ring;
-pub mod guest_mem;
 pub mod device;
 pub mod events;
+pub mod guest_mem;
 pub mod log_limit;
+pub mod poller;
+pub mod queue;
+pub mod ring;
+pub mod vhost_user;

@@ -120,7 +120,11 @@ impl Queue {
     ///
     /// # Errors
     /// [`OutsideMemory`] when a running ring cannot follow; it goes on where it is.
-    pub fn set_addresses(&self, memory: &Rc<GuestMemory>, addresses: RingAddresses) -> Result<(), OutsideMemory> {
+    pub fn set_addresses(
+        &self,
+        memory: &Rc<GuestMemory>,
+        addresses: RingAddresses,
+    ) -> Result<(), OutsideMemory> {
         let mut state = self.state.borrow_mut();
         if let Some(ring) = &mut state.ring {
             ring.relocate(memory, &addresses)?;
@@ -364,4 +368,3 @@ impl State {
         }
     }
 }
-

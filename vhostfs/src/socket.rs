@@ -31,7 +31,11 @@ pub(crate) fn check(path: &Path) -> Result<(), SocketError> {
         Ok(metadata) if !metadata.file_type().is_socket() => Err(SocketError::NoSocket),
         Ok(_) if is_live(path)? => Err(SocketError::Live),
         Ok(_) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            fs::metadata(folder.unwrap_or(Path::new(".")))?;
+            Ok(())
+        }
         Err(error) => Err(error.into()),
     }
 }

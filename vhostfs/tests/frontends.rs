@@ -16,8 +16,8 @@ mod support;
 
 use support::empty_fs::{ECHO, ECHO_LATER, EmptyFs, INIT};
 use support::guest::{
-    BUFFERS, Frontend, GPA, Guest, INDIRECT, MEMORY_LEN, NEXT, UVA, WRITE, code, fuse_reply, fuse_request, message,
-    region, signals, vring_addr, words,
+    BUFFERS, Frontend, GPA, Guest, INDIRECT, MEMORY_LEN, NEXT, UVA, WRITE, code, fuse_reply, fuse_request,
+    message, region, signals, vring_addr, words,
 };
 
 const EVENT_IDX: u64 = 1 << 29;
@@ -235,7 +235,14 @@ fn a_payload_outside_memory_fails_its_request_only() {
         let (second, third) = if flags == WRITE { (2, 1) } else { (1, 2) };
         guest.descriptor(guest.table(1), 0, GPA + BUFFERS, 40, NEXT, 1);
         guest.descriptor(guest.table(1), second, payload, len, flags | if second == 1 { NEXT } else { 0 }, 2);
-        guest.descriptor(guest.table(1), third, GPA + 0x50000, 64, WRITE | if third == 1 { NEXT } else { 0 }, 2);
+        guest.descriptor(
+            guest.table(1),
+            third,
+            GPA + 0x50000,
+            64,
+            WRITE | if third == 1 { NEXT } else { 0 },
+            2,
+        );
         guest.offer(1, 0);
         rig.settle();
         assert_eq!(guest.take_used(1), [(0, 16)]);
@@ -386,7 +393,12 @@ fn configuration_is_read_in_any_range() {
     config.extend(2u32.to_le_bytes());
     config.resize(60, 0);
     for (offset, size) in [(0, 1), (0, 2), (0, 36), (36, 4), (0, 40), (0, 60), (5, 0)] {
-        frontend.send(code::GET_CONFIG, 0, &[words(&[offset, size, 0]), vec![0; size as usize]].concat(), &[]);
+        frontend.send(
+            code::GET_CONFIG,
+            0,
+            &[words(&[offset, size, 0]), vec![0; size as usize]].concat(),
+            &[],
+        );
         rig.settle();
         let (number, payload) = frontend.receive().unwrap();
         assert_eq!(number, code::GET_CONFIG);

@@ -42,8 +42,11 @@ enum Step {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let lengths = || prop::collection::vec(0u32..200, 0..4);
     let step = prop_oneof![
-        (lengths(), lengths(), any::<bool>())
-            .prop_map(|(readable, writable, indirect)| Step::Offer { readable, writable, indirect }),
+        (lengths(), lengths(), any::<bool>()).prop_map(|(readable, writable, indirect)| Step::Offer {
+            readable,
+            writable,
+            indirect
+        }),
         Just(Step::Pop),
         any::<usize>().prop_map(Step::Push),
         Just(Step::Publish),
@@ -55,8 +58,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 struct Driver {
     guest: Guest,
     free: Vec<u16>,
-    /// Descriptors and buffer lengths of each chain offered, by head.
-    offered: HashMap<u16, (Vec<u16>, Vec<u32>, Vec<u32>)>,
+    /// Descriptors of each chain offered, by head.
+    offered: HashMap<u16, Vec<u16>>,
 }
 
 impl Driver {
@@ -75,7 +78,14 @@ impl Driver {
             let last = position + 1 == buffers.len();
             let flags = write | if last { 0 } else { NEXT };
             if indirect {
-                self.guest.descriptor(own_table, position as u16, at(position), *len, flags, position as u16 + 1);
+                self.guest.descriptor(
+                    own_table,
+                    position as u16,
+                    at(position),
+                    *len,
+                    flags,
+                    position as u16 + 1,
+                );
             } else {
                 let next = if last { 0 } else { descriptors[position + 1] };
                 self.guest.descriptor(0, descriptors[position], at(position), *len, flags, next);
@@ -84,7 +94,7 @@ impl Driver {
         if indirect {
             self.guest.descriptor(0, head, GPA + own_table, buffers.len() as u32 * 16, INDIRECT, 0);
         }
-        self.offered.insert(head, (descriptors, readable.to_vec(), writable.to_vec()));
+        self.offered.insert(head, descriptors);
         self.guest.offer(0, head);
         true
     }
@@ -92,7 +102,7 @@ impl Driver {
     fn collect(&mut self) -> Vec<(u32, u32)> {
         let used = self.guest.take_used(0);
         for (head, _) in &used {
-            let (descriptors, ..) = self.offered.remove(&(*head as u16)).expect("used what was offered");
+            let descriptors = self.offered.remove(&(*head as u16)).expect("used what was offered");
             self.free.extend(descriptors);
         }
         used

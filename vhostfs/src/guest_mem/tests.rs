@@ -33,7 +33,8 @@ fn translation_accepts_what_lies_inside_and_nothing_else() {
 
 #[test]
 fn a_buffer_over_adjoining_regions_is_split() {
-    let memory = GuestMemory::new(vec![region(0x1000, 0x9000, 0x1000), region(0x2000, 0x20000, 0x1000)]).unwrap();
+    let memory =
+        GuestMemory::new(vec![region(0x1000, 0x9000, 0x1000), region(0x2000, 0x20000, 0x1000)]).unwrap();
     assert_eq!(pieces(&memory, 0x1800, 0x1000), Some(vec![0x800, 0x800]));
     assert!(memory.table(0x1800, 0x1000).is_err(), "a table must be in one piece");
     assert!(memory.table(0x1800, 0x800).is_ok());
@@ -51,9 +52,8 @@ fn ring_areas_are_found_by_frontend_address_and_alignment() {
 #[test]
 fn malformed_and_overlapping_regions_are_refused() {
     let file = memfd(0x1000);
-    let with = |gpa, uva, len, mmap_offset| {
-        Region::map(RegionDescription { gpa, uva, len, mmap_offset }, &file)
-    };
+    let with =
+        |gpa, uva, len, mmap_offset| Region::map(RegionDescription { gpa, uva, len, mmap_offset }, &file);
     assert!(with(0, 0, 0, 0).is_err());
     assert!(with(u64::MAX, 0, 2, 0).is_err());
     assert!(with(0, u64::MAX, 2, 0).is_err());

@@ -101,7 +101,12 @@ impl Poller {
     ///
     /// # Errors
     /// When the kernel refuses to watch the socket.
-    pub fn add_device(&mut self, device: Rc<dyn VirtioDevice>, source: Source, tenure: Tenure) -> io::Result<()> {
+    pub fn add_device(
+        &mut self,
+        device: Rc<dyn VirtioDevice>,
+        source: Source,
+        tenure: Tenure,
+    ) -> io::Result<()> {
         let index = self.endpoints.len();
         let keys = (listener_key(index), session_key(index));
         self.endpoints.push(Endpoint::new(device, source, tenure, &self.events, keys)?);

@@ -109,7 +109,11 @@ impl Ring {
     ///
     /// # Errors
     /// As [`Ring::attach`]; the ring is then as it was.
-    pub fn relocate(&mut self, memory: &Rc<GuestMemory>, addresses: &RingAddresses) -> Result<(), OutsideMemory> {
+    pub fn relocate(
+        &mut self,
+        memory: &Rc<GuestMemory>,
+        addresses: &RingAddresses,
+    ) -> Result<(), OutsideMemory> {
         match self {
             Self::Split(ring) => ring.relocate(memory, addresses),
         }
@@ -180,4 +184,3 @@ impl Ring {
         }
     }
 }
-

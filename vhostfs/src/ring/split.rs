@@ -112,8 +112,7 @@ impl SplitRing {
 
     #[inline]
     pub(super) fn has_available(&self) -> bool {
-        self.next_available != self.seen_available
-            || self.areas.available.load(INDEX) != self.next_available
+        self.next_available != self.seen_available || self.areas.available.load(INDEX) != self.next_available
     }
 
     #[inline]
@@ -124,7 +123,9 @@ impl SplitRing {
         let head = self.areas.available.load(ENTRIES + self.slot(self.next_available) * 2);
         let descriptors = &self.areas.descriptors;
         let memory = &self.areas.memory;
-        chain::parse(chain, head, self.size, self.features.indirect, memory, |index| descriptors.entry(index))?;
+        chain::parse(chain, head, self.size, self.features.indirect, memory, |index| {
+            descriptors.entry(index)
+        })?;
         self.next_available = self.next_available.wrapping_add(1);
         Ok(true)
     }

@@ -12,7 +12,8 @@ use std::rc::Rc;
 
 use rustix::io::Errno;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendFlags, recvmsg, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendFlags,
+    recvmsg, sendmsg,
 };
 use vhost::vhost_user::message::{MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag};
 
@@ -128,7 +129,6 @@ impl Connection {
         Ok(HEADER_LEN + size as usize)
     }
 
-    #[expect(clippy::host_endian_bytes, reason = "vhost-user is a protocol between processes of one machine")]
     fn header(&self, word: usize) -> u32 {
         self.input[word * 4..][..4].try_into().map_or(0, u32::from_ne_bytes)
     }

@@ -3,7 +3,8 @@
 //! All numbers are in the machine's byte order, as the specification says.
 
 use vhost::vhost_user::message::{
-    FrontendReq, VhostUserConfig, VhostUserMemory, VhostUserMemoryRegion, VhostUserVringAddr, VhostUserVringState,
+    FrontendReq, VhostUserConfig, VhostUserMemory, VhostUserMemoryRegion, VhostUserVringAddr,
+    VhostUserVringState,
 };
 use vm_memory::ByteValued;
 
@@ -94,7 +95,9 @@ impl Message {
                 let VhostUserVringState { index, num } = exact(payload)?;
                 Self::SetVringBase { index, base: num }
             }
-            FrontendReq::GET_VRING_BASE => Self::GetVringBase { index: exact::<VhostUserVringState>(payload)?.index },
+            FrontendReq::GET_VRING_BASE => {
+                Self::GetVringBase { index: exact::<VhostUserVringState>(payload)?.index }
+            }
             FrontendReq::SET_VRING_KICK => Self::SetVringKick(vring_fd(payload)?),
             FrontendReq::SET_VRING_CALL => Self::SetVringCall(vring_fd(payload)?),
             FrontendReq::SET_VRING_ERR => Self::SetVringErr(vring_fd(payload)?),
@@ -155,7 +158,6 @@ fn exact<T: ByteValued>(payload: &[u8]) -> Result<T, DecodeError> {
     if payload.len() == size_of::<T>() { leading(payload) } else { Err(size_error(payload)) }
 }
 
-#[expect(clippy::host_endian_bytes, reason = "vhost-user is a protocol between processes of one machine")]
 fn word(payload: &[u8]) -> Result<u64, DecodeError> {
     payload.try_into().map(u64::from_ne_bytes).map_err(|_| size_error(payload))
 }
@@ -166,7 +168,8 @@ fn vring_fd(payload: &[u8]) -> Result<VringFd, DecodeError> {
 }
 
 fn vring_addr(addr: &VhostUserVringAddr) -> Message {
-    let addresses = RingAddresses { descriptors: addr.descriptor, available: addr.available, used: addr.used };
+    let addresses =
+        RingAddresses { descriptors: addr.descriptor, available: addr.available, used: addr.used };
     Message::SetVringAddr { index: addr.index, addresses }
 }
 
@@ -188,7 +191,8 @@ fn single_region(payload: &[u8]) -> Result<RegionDescription, DecodeError> {
 fn memory_table(payload: &[u8]) -> Result<Vec<RegionDescription>, DecodeError> {
     let header: VhostUserMemory = leading(payload)?;
     let body = &payload[size_of::<VhostUserMemory>()..];
-    let expected = (header.num_regions as usize).checked_mul(REGION_LEN).ok_or_else(|| size_error(payload))?;
+    let expected =
+        (header.num_regions as usize).checked_mul(REGION_LEN).ok_or_else(|| size_error(payload))?;
     let from_uml = header.num_regions == 1 && payload.len() == UML_MEM_TABLE_LEN;
     if body.len() != expected && !from_uml {
         return Err(size_error(payload));

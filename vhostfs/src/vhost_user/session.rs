@@ -306,7 +306,9 @@ impl Session {
             Message::SetOwner => {}
             Message::ResetOwner => self.queues.iter().for_each(|queue| queue.set_enabled(false)),
             Message::GetQueueNum => return Ok(Outcome::Reply(word(self.queues.len() as u64).into())),
-            Message::GetMaxMemSlots => return Ok(Outcome::Reply(word(GuestMemory::REGIONS_MAX as u64).into())),
+            Message::GetMaxMemSlots => {
+                return Ok(Outcome::Reply(word(GuestMemory::REGIONS_MAX as u64).into()));
+            }
             Message::SetMemTable(regions) => return self.set_memory_table(&regions, &fds),
             Message::AddMemReg(region) => self.add_region(region, fds)?,
             Message::RemMemReg(region) => return self.remove_region(&region),
@@ -386,7 +388,11 @@ impl Session {
         Ok(())
     }
 
-    fn set_memory_table(&mut self, regions: &[RegionDescription], fds: &[OwnedFd]) -> Result<Outcome, Refusal> {
+    fn set_memory_table(
+        &mut self,
+        regions: &[RegionDescription],
+        fds: &[OwnedFd],
+    ) -> Result<Outcome, Refusal> {
         if fds.len() != regions.len() {
             return Err(Refusal::DescriptorCount { got: fds.len(), expected: regions.len() });
         }
@@ -455,7 +461,6 @@ fn word(value: u64) -> [u8; 8] {
     value.to_ne_bytes()
 }
 
-#[expect(clippy::host_endian_bytes, reason = "vhost-user is a protocol between processes of one machine")]
 fn words(values: impl IntoIterator<Item = u32>) -> Vec<u8> {
     values.into_iter().flat_map(u32::to_ne_bytes).collect()
 }

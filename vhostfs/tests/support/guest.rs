@@ -241,7 +241,8 @@ impl Frontend {
 
     /// Whether the backend closed the connection.
     pub fn is_closed(&mut self) -> bool {
-        matches!(self.socket.read(&mut [0]), Ok(0)) || matches!(self.socket.write(&[]), Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe)
+        matches!(self.socket.read(&mut [0]), Ok(0))
+            || matches!(self.socket.write(&[]), Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe)
     }
 
     pub fn share(&self, guest: &Guest) {
