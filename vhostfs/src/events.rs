@@ -6,7 +6,8 @@
 //!
 //! A descriptor that comes from a frontend is accepted only if it is of a kind that cannot make the poller
 //! wait: an event descriptor, a pipe or a socket, switched to non-blocking. A regular file could lie on a file
-//! system whose server never answers.
+//! system whose server never answers. (One hole is left: a frontend that switches its own event descriptor
+//! back to blocking and fills its counter. Only a write through io_uring would close it.)
 
 use std::io;
 use std::mem::MaybeUninit;

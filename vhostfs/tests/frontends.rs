@@ -6,6 +6,7 @@
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
+use std::time::Duration;
 
 use reactor::{Reactor, SystemClock};
 use vhostfs::device::fs::FsDevice;
@@ -625,4 +626,45 @@ fn features_are_offered() {
     let offered = 1u64 << 32 | EVENT_IDX | INDIRECT_DESC | 1 << 30;
     assert_eq!(frontend.receive(), Some((code::GET_FEATURES, offered.to_le_bytes().into())));
     assert_eq!(frontend.receive(), Some((code::GET_PROTOCOL_FEATURES, 0xa229u64.to_le_bytes().into())));
+}
+
+#[test]
+fn the_poller_ends_when_its_only_frontend_has_left() {
+    for mode in [PollMode::Adaptive, PollMode::Interrupt, PollMode::Busy] {
+        let reactor = Reactor::new(Rc::new(SystemClock::new()));
+        let mut poller = Poller::new(reactor, mode).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let device = Rc::new(FsDevice::new(EmptyFs::default(), "tag", 1).unwrap());
+        poller.add_device(device, Source::Connected(ours.into()), Tenure::Once).unwrap();
+        let frontend = std::thread::spawn(move || {
+            let mut frontend = Frontend::new(theirs);
+            frontend.send(code::GET_QUEUE_NUM, 0, &[], &[]);
+            while frontend.receive().is_none() {
+                std::thread::yield_now();
+            }
+        });
+        poller.run().unwrap();
+        frontend.join().unwrap();
+    }
+}
+
+#[test]
+fn a_stopping_poller_finishes_what_is_under_way_and_takes_no_more() {
+    let reactor = Reactor::new(Rc::new(SystemClock::new()));
+    let mut rig = Rig { poller: Poller::new(reactor.clone(), PollMode::Adaptive).unwrap() };
+    let (fs, _frontend, mut guest) = rig.start(0);
+    guest.request(1, 0, ECHO_LATER, b"late");
+    rig.settle();
+    let (readable, mut signal) = UnixStream::pair().unwrap();
+    rig.poller.stop_on(readable.into()).unwrap();
+    std::io::Write::write_all(&mut signal, b"x").unwrap();
+    rig.settle();
+    guest.request(1, 2, ECHO, b"too late");
+    let timer = reactor.sleep(Duration::from_millis(5));
+    reactor.spawn(async move {
+        timer.await;
+        fs.release();
+    });
+    rig.poller.run().unwrap();
+    assert_eq!(guest.take_used(1), [(0, 16 + 4)]);
 }

@@ -9,6 +9,7 @@
 //! for kicks and looks once more; it sleeps in one system call on everything that can wake it.
 
 mod endpoint;
+mod pace;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -23,14 +24,11 @@ use crate::guest_mem::fault_count;
 use crate::ring::chain::Chain;
 use endpoint::Endpoint;
 pub use endpoint::{Source, Tenure};
+use pace::{Pace, Rest};
 
 /// Turns between two looks at sockets and signals while there is work: their latency under load, against one
 /// system call. Picked: some ten microseconds against less than a nanosecond per request.
 const TURNS_PER_LOOK: u32 = 64;
-
-/// How long a poller spins without work before it sleeps. Picked: longer than a guest takes to send the next
-/// request of a sequence (about 35 us), so that such a sequence never waits for a wake-up.
-const SPIN: Duration = Duration::from_micros(100);
 
 /// How long to sleep at most while a ring has no kick descriptor.
 const KICKLESS_SLEEP: Duration = Duration::from_millis(1);
@@ -64,13 +62,12 @@ pub struct Poller {
     events: Rc<Events>,
     watched: Vec<WatchedFd>,
     endpoints: Vec<Endpoint>,
-    mode: PollMode,
+    pace: Pace,
     stopping: bool,
     /// Endpoint to begin the next turn with.
     first: usize,
     turns_to_look: u32,
     faults_seen: u64,
-    idle_since: Option<Instant>,
     chain: Chain,
     happened: Vec<Event>,
 }
@@ -86,12 +83,11 @@ impl Poller {
             events: Events::new()?,
             watched: Vec::new(),
             endpoints: Vec::new(),
-            mode,
+            pace: Pace::new(mode),
             stopping: false,
             first: 0,
             turns_to_look: 0,
             faults_seen: fault_count(),
-            idle_since: None,
             chain: Chain::new(),
             happened: Vec::new(),
         })
@@ -139,8 +135,8 @@ impl Poller {
     pub fn run(&mut self) -> io::Result<()> {
         while !self.is_finished() {
             if self.turn()? {
-                self.idle_since = None;
-            } else {
+                self.pace.worked();
+            } else if !self.is_finished() {
                 self.idle()?;
             }
         }
@@ -219,30 +215,28 @@ impl Poller {
 
     /// Nothing was to do: spins on, or sleeps.
     fn idle(&mut self) -> io::Result<()> {
-        let sleep = match self.mode {
-            PollMode::Busy => false,
-            PollMode::Interrupt => true,
-            PollMode::Adaptive => self.idle_since.get_or_insert_with(Instant::now).elapsed() >= SPIN,
-        };
-        if sleep {
-            self.sleep()
-        } else {
-            std::hint::spin_loop();
-            Ok(())
+        let now = Instant::now();
+        match self.pace.rest(now) {
+            Rest::Spin => std::hint::spin_loop(),
+            Rest::Sleep if self.sleep()? => self.pace.woke(now.elapsed()),
+            Rest::Sleep => self.pace.worked(),
         }
+        Ok(())
     }
 
-    fn sleep(&mut self) -> io::Result<()> {
+    /// Sleeps until something happens. Returns whether it did: there may be work already.
+    fn sleep(&mut self) -> io::Result<bool> {
         let mut wakeful = self.reactor.has_ready();
         for endpoint in &self.endpoints {
             wakeful |= endpoint.prepare_sleep();
         }
-        let timeout = if wakeful { Some(Duration::ZERO) } else { self.sleep_limit() };
-        self.look(timeout)?;
+        if !wakeful {
+            self.look(self.sleep_limit())?;
+        }
         for endpoint in &self.endpoints {
             endpoint.finish_sleep();
         }
-        Ok(())
+        Ok(!wakeful)
     }
 
     /// Time to the next thing that no descriptor tells about.
