@@ -5,6 +5,7 @@
 //! | [`buffer`] | aligned buffers, borrowed guest segments, the lists of them that an I/O takes |
 //! | [`io`] | the future of one I/O and its completion side |
 //! | [`memory`] | a device in anonymous memory (`memory:SIZE`) |
+//! | [`sim`] | a simulated disk with a volatile cache, power cuts and faults |
 //!
 //! # Contract of [`Bdev`]
 //!
@@ -26,6 +27,7 @@
 pub mod buffer;
 pub mod io;
 pub mod memory;
+pub mod sim;
 
 use std::ops::Range;
 
@@ -62,7 +64,10 @@ impl Limits {
     pub fn check_range(&self, range: &Range<u64>) -> Result<(), BdevError> {
         let block = u64::from(self.block_size);
         if range.start % block != 0 || range.end % block != 0 {
-            return Err(BdevError::Misaligned { offset: range.start, len: range.end.wrapping_sub(range.start) });
+            return Err(BdevError::Misaligned {
+                offset: range.start,
+                len: range.end.wrapping_sub(range.start),
+            });
         }
         if range.start > range.end || range.end > self.size {
             return Err(BdevError::OutOfRange { offset: range.start, end: range.end, size: self.size });
@@ -76,7 +81,11 @@ impl Limits {
     /// As [`Limits::check_range`]; [`BdevError::Misaligned`] also for a segment that misses `dma_align`.
     pub fn check_transfer(&self, offset: u64, buffers: &IoBuffers) -> Result<(), BdevError> {
         let len = buffers.len() as u64;
-        let end = offset.checked_add(len).ok_or(BdevError::OutOfRange { offset, end: u64::MAX, size: self.size })?;
+        let end = offset.checked_add(len).ok_or(BdevError::OutOfRange {
+            offset,
+            end: u64::MAX,
+            size: self.size,
+        })?;
         self.check_range(&(offset..end))?;
         if !self.accepts(buffers) {
             return Err(BdevError::Misaligned { offset, len });
