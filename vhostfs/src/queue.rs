@@ -4,7 +4,7 @@
 //! soon as it knows enough and is enabled. It lives as long as the frontend's connection.
 //!
 //! Invariants:
-//! - each popped chain is owned by one [`Popped`], which is answered or abandoned, never dropped;
+//! - each popped chain is owned by one `Popped`, which is answered or abandoned, never dropped;
 //! - a late answer enters the ring only if the ring is still the one that the chain came from: detaching
 //!   starts a new *epoch*, and an answer of an older one is dropped;
 //! - there are never more requests under way than the queue has entries, whatever the driver's index says;

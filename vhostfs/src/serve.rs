@@ -6,6 +6,7 @@
 #![expect(unsafe_code, reason = "adopting an inherited descriptor, looking up a group")]
 
 use std::ffi::CString;
+use std::io::IsTerminal;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
@@ -63,7 +64,8 @@ pub(crate) fn serve(args: &ServeArgs) -> Result<(), Failure> {
 
 fn start_log(filter: &str) -> Result<(), Failure> {
     let filter = EnvFilter::try_new(filter).map_err(|error| Failure::usage("--log", error))?;
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).init();
     Ok(())
 }
 
