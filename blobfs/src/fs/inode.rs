@@ -1,0 +1,64 @@
+//! Inodes in memory.
+//!
+//! An inode has *stored* attributes, those of its item in the tree, and *live* ones, those that `stat`
+//! shows. They differ in size and times while buffered data waits for its write-back: the stored size moves
+//! in the transaction that maps the data, so that no size ever covers data that is not there.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use super::Fs;
+use crate::data::FileData;
+use crate::error::{Corruption, FsError, Try};
+use crate::ondisk::{InodeItem, Key};
+use crate::units::InodeId;
+
+/// An inode in memory.
+pub struct Inode {
+    /// Its number.
+    pub id: InodeId,
+    /// What `stat` shows.
+    pub(crate) live: RefCell<InodeItem>,
+    /// The size in the tree's item.
+    pub(crate) stored_size: Cell<u64>,
+    /// Live times or size are ahead of the tree's item.
+    pub(crate) ahead: Cell<bool>,
+    /// Cached pages, range locks.
+    pub(crate) data: FileData,
+}
+
+impl Inode {
+    pub(crate) fn new(id: InodeId, item: InodeItem) -> Rc<Self> {
+        Rc::new(Self {
+            id,
+            stored_size: Cell::new(item.size),
+            live: RefCell::new(item),
+            ahead: Cell::new(false),
+            data: FileData::default(),
+        })
+    }
+
+    /// The live attributes with the stored size: what a transaction that maps no data puts into the tree.
+    pub(crate) fn stored_item(&self) -> InodeItem {
+        InodeItem { size: self.stored_size.get(), ..*self.live.borrow() }
+    }
+}
+
+impl Fs {
+    /// The inode with that number, loaded when needed.
+    ///
+    /// # Errors
+    /// A wait; [`FsError::Stale`] when there is no such inode.
+    pub(crate) fn inode(&self, id: InodeId) -> Try<Rc<Inode>> {
+        if let Some(inode) = self.inodes.borrow().get(&id) {
+            return Ok(inode.clone());
+        }
+        let item = self.store.get(&Key::inode(id), |value| value.map(InodeItem::decode))?;
+        let item = item.ok_or(FsError::Stale)?.ok_or_else(|| {
+            FsError::from(Corruption { structure: "inode item", offset: id.0, problem: "malformed".into() })
+        })?;
+        let inode = Inode::new(id, item);
+        self.inodes.borrow_mut().insert(id, inode.clone());
+        Ok(inode)
+    }
+}
