@@ -14,83 +14,145 @@ use crate::clock::Clock;
 
 /// A source of completions that a [`Reactor`] polls once per turn.
 pub trait Driver {
-    /// Submits what is queued and reaps what has completed, without blocking. Returns whether anything
-    /// happened.
+    /// Reaps what has completed, without blocking. Returns whether anything happened.
     fn poll(&self) -> bool;
+
+    /// Submits what tasks have queued: called at the end of each turn, so one system call takes it all.
+    fn submit(&self) {}
 
     /// Operations that are under way: as long as there are any, the loop has something to wait for.
     fn in_flight(&self) -> usize;
 
     /// Blocks until something completes or `timeout` has passed. Called only when no task is ready.
     fn park(&self, timeout: Option<Duration>);
+
+    /// The reactor is going away: ends what is under way. Afterwards nothing outside the process touches
+    /// memory that was given to the driver.
+    fn close(&self) {}
 }
 
-/// A task's number: slab index in the low half, generation in the high half.
+/// A task's number, as a waker carries it: reactor (8 bits), serial (32 bits), slab index (24 bits).
+///
+/// The serial counts the tasks of the thread, over all its reactors, so a waker that has outlived its task
+/// or its reactor meets nobody. It wraps after four billion tasks; a waker that old wakes somebody in vain.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct TaskId {
+    reactor: u8,
+    serial: u32,
     index: u32,
-    generation: u32,
 }
+
+/// Tasks of one reactor that have not finished, at most.
+const TASKS_MAX: usize = 1 << 24;
+
+/// Reactors alive on one thread, at most.
+const REACTORS_MAX: usize = 1 << 8;
 
 impl TaskId {
     fn pack(self) -> *const () {
-        std::ptr::without_provenance(((self.generation as usize) << 32) | self.index as usize)
+        let bits = u64::from(self.reactor) << 56 | u64::from(self.serial) << 24 | u64::from(self.index);
+        std::ptr::without_provenance(bits as usize)
     }
 
     fn unpack(data: *const ()) -> Self {
         let bits = data.addr() as u64;
-        Self { index: (bits & 0xffff_ffff) as u32, generation: (bits >> 32) as u32 }
+        Self { reactor: (bits >> 56) as u8, serial: (bits >> 24) as u32, index: bits as u32 & 0xff_ffff }
     }
 }
 
-thread_local! {
-    static READY: RefCell<VecDeque<TaskId>> = const { RefCell::new(VecDeque::new()) };
+const _: () = assert!(size_of::<usize>() == 8, "task numbers fill a pointer");
+
+/// What the wakers of a thread reach.
+struct ThreadState {
+    /// Ready tasks of each reactor; `None` where a number is free.
+    queues: Vec<Option<VecDeque<TaskId>>>,
+    next_serial: u32,
 }
 
-const VTABLE: RawWakerVTable = RawWakerVTable::new(
-    |data| RawWaker::new(data, &VTABLE),
-    |data| READY.with_borrow_mut(|ready| ready.push_back(TaskId::unpack(data))),
-    |data| READY.with_borrow_mut(|ready| ready.push_back(TaskId::unpack(data))),
-    |_| (),
-);
+thread_local! {
+    static THREAD: RefCell<ThreadState> = const {
+        RefCell::new(ThreadState { queues: Vec::new(), next_serial: 0 })
+    };
+}
+
+impl ThreadState {
+    fn add_reactor(&mut self) -> u8 {
+        let free = self.queues.iter().position(Option::is_none);
+        let number = free.unwrap_or_else(|| {
+            self.queues.push(None);
+            self.queues.len() - 1
+        });
+        assert!(number < REACTORS_MAX, "too many reactors are alive on one thread");
+        self.queues[number] = Some(VecDeque::new());
+        number as u8
+    }
+
+    fn queue(&mut self, reactor: u8) -> Option<&mut VecDeque<TaskId>> {
+        self.queues.get_mut(usize::from(reactor))?.as_mut()
+    }
+
+    fn wake(&mut self, id: TaskId) {
+        if let Some(queue) = self.queue(id.reactor) {
+            queue.push_back(id);
+        }
+    }
+}
+
+fn wake(data: *const ()) {
+    // A thread that ends has no tasks any more.
+    let _ = THREAD.try_with(|thread| thread.borrow_mut().wake(TaskId::unpack(data)));
+}
+
+const VTABLE: RawWakerVTable = RawWakerVTable::new(|data| RawWaker::new(data, &VTABLE), wake, wake, |_| ());
 
 fn waker_of(id: TaskId) -> Waker {
     // SAFETY: the vtable's functions only read the number packed into the data pointer, which is never
-    // dereferenced. A waker that is sent to another thread wakes a task there that does not exist: a lost
-    // wake-up, not undefined behaviour; nothing in this workspace sends one.
+    // dereferenced. A waker that is sent to another thread finds no such task there: a lost wake-up, not
+    // undefined behaviour. Other threads use `RemoteWaker`.
     unsafe { Waker::from_raw(RawWaker::new(id.pack(), &VTABLE)) }
 }
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
 struct Slot {
-    generation: u32,
+    serial: u32,
     /// `None` while the task is being polled, or when the slot is free.
     task: Option<Task>,
 }
 
+/// Timers, apart from the reactor so that a sleeping task does not keep the reactor alive that owns it.
+struct Timers {
+    clock: Rc<dyn Clock>,
+    /// Wakers by deadline and, among equals, by age.
+    queue: RefCell<BTreeMap<(Duration, u64), Waker>>,
+    next: Cell<u64>,
+}
+
 /// The single-thread executor; cheap to clone by `Rc`.
 pub struct Reactor {
+    number: u8,
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<u32>>,
     live: Cell<usize>,
-    timers: RefCell<BTreeMap<(Duration, u64), Waker>>,
-    timer_seq: Cell<u64>,
+    in_turn: Cell<bool>,
+    timers: Rc<Timers>,
     drivers: RefCell<Vec<Rc<dyn Driver>>>,
-    clock: Rc<dyn Clock>,
 }
 
 impl Reactor {
     /// A reactor without tasks or drivers.
+    ///
+    /// # Panics
+    /// When 256 reactors are alive on this thread.
     pub fn new(clock: Rc<dyn Clock>) -> Rc<Self> {
         Rc::new(Self {
+            number: THREAD.with_borrow_mut(ThreadState::add_reactor),
             slots: RefCell::default(),
             free: RefCell::default(),
             live: Cell::new(0),
-            timers: RefCell::default(),
-            timer_seq: Cell::new(0),
+            in_turn: Cell::new(false),
+            timers: Rc::new(Timers { clock, queue: RefCell::default(), next: Cell::new(0) }),
             drivers: RefCell::default(),
-            clock,
         })
     }
 
@@ -101,7 +163,7 @@ impl Reactor {
 
     /// The injected clock.
     pub fn clock(&self) -> &Rc<dyn Clock> {
-        &self.clock
+        &self.timers.clock
     }
 
     /// Number of tasks that have not finished.
@@ -110,83 +172,110 @@ impl Reactor {
     }
 
     /// Starts a task; it runs from the next turn on, to its end or to that of the reactor.
+    ///
+    /// # Panics
+    /// When 16 million tasks are alive.
     pub fn spawn<T: 'static>(&self, future: impl Future<Output = T> + 'static) -> JoinHandle<T> {
         let shared = Rc::new(JoinState { value: RefCell::new(None), waiter: RefCell::new(None) });
         let result = shared.clone();
-        let id = self.insert(Box::pin(async move {
+        let task = Box::pin(async move {
             let value = future.await;
             *result.value.borrow_mut() = Some(value);
-            if let Some(waker) = result.waiter.borrow_mut().take() {
+            let waiter = result.waiter.take();
+            if let Some(waker) = waiter {
                 waker.wake();
             }
-        }));
-        READY.with_borrow_mut(|ready| ready.push_back(id));
+        });
+        THREAD.with_borrow_mut(|thread| {
+            let id = self.insert(task, thread.next_serial);
+            thread.next_serial = thread.next_serial.wrapping_add(1);
+            thread.wake(id);
+        });
         JoinHandle { shared }
     }
 
-    fn insert(&self, task: Task) -> TaskId {
+    fn insert(&self, task: Task, serial: u32) -> TaskId {
         self.live.set(self.live.get() + 1);
         let mut slots = self.slots.borrow_mut();
-        if let Some(index) = self.free.borrow_mut().pop() {
-            let slot = &mut slots[index as usize];
-            slot.task = Some(task);
-            return TaskId { index, generation: slot.generation };
-        }
-        slots.push(Slot { generation: 0, task: Some(task) });
-        TaskId { index: (slots.len() - 1) as u32, generation: 0 }
+        let slot = Slot { serial, task: Some(task) };
+        let index = match self.free.borrow_mut().pop() {
+            Some(index) => {
+                slots[index as usize] = slot;
+                index
+            }
+            None => {
+                assert!(slots.len() < TASKS_MAX, "too many tasks are alive");
+                slots.push(slot);
+                (slots.len() - 1) as u32
+            }
+        };
+        TaskId { reactor: self.number, serial, index }
     }
 
-    /// Runs ready tasks, fires due timers and polls the drivers once. Returns whether anything happened.
+    /// Polls the drivers, fires due timers, runs ready tasks and submits what all these have queued. Returns
+    /// whether anything happened.
+    ///
+    /// # Panics
+    /// When called from inside a task.
     pub fn turn(&self) -> bool {
+        let in_turn = InTurn::enter(&self.in_turn);
         let mut busy = false;
-        for index in 0..self.drivers.borrow().len() {
-            let driver = self.drivers.borrow()[index].clone();
-            busy |= driver.poll();
-        }
+        self.each_driver(|driver| busy |= driver.poll());
         busy |= self.fire_timers();
         // Only what is ready now: a task that wakes itself must not starve the drivers.
-        let count = READY.with_borrow(VecDeque::len);
+        let count = self.with_queue(|queue| queue.len());
         for _ in 0..count {
-            let Some(id) = READY.with_borrow_mut(VecDeque::pop_front) else { break };
+            let Some(id) = self.with_queue(VecDeque::pop_front) else { break };
             busy = true;
             self.poll_task(id);
         }
+        self.each_driver(|driver| driver.submit());
+        drop(in_turn);
         busy
+    }
+
+    fn each_driver(&self, mut each: impl FnMut(&dyn Driver)) {
+        let mut index = 0;
+        // A driver may add drivers: no borrow is held while one runs.
+        while let Some(driver) = { self.drivers.borrow().get(index).cloned() } {
+            each(&*driver);
+            index += 1;
+        }
+    }
+
+    fn with_queue<R>(&self, f: impl FnOnce(&mut VecDeque<TaskId>) -> R) -> R {
+        THREAD.with_borrow_mut(|thread| f(thread.queue(self.number).expect("a live reactor has a queue")))
     }
 
     fn poll_task(&self, id: TaskId) {
         let taken = {
             let mut slots = self.slots.borrow_mut();
             match slots.get_mut(id.index as usize) {
-                Some(slot) if slot.generation == id.generation => slot.task.take(),
+                Some(slot) if slot.serial == id.serial => slot.task.take(),
                 _ => None,
             }
         };
         let Some(mut task) = taken else { return };
         let waker = waker_of(id);
-        let finished = task.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
-        // A finished task's destructors may spawn or wake: they run before the slab is borrowed.
-        let task = if finished { None } else { Some(task) };
-        let mut slots = self.slots.borrow_mut();
-        let slot = &mut slots[id.index as usize];
-        if finished {
-            slot.generation = slot.generation.wrapping_add(1);
-            self.free.borrow_mut().push(id.index);
-            self.live.set(self.live.get() - 1);
-        } else {
-            slot.task = task;
+        if task.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
+            self.slots.borrow_mut()[id.index as usize].task = Some(task);
+            return;
         }
+        // Its destructors may spawn or wake: nothing is borrowed while they run.
+        drop(task);
+        self.free.borrow_mut().push(id.index);
+        self.live.set(self.live.get() - 1);
     }
 
     fn fire_timers(&self) -> bool {
-        if self.timers.borrow().is_empty() {
+        if self.timers.queue.borrow().is_empty() {
             return false;
         }
-        let now = self.clock.monotonic();
+        let now = self.timers.clock.monotonic();
         let mut fired = false;
         loop {
-            let mut timers = self.timers.borrow_mut();
-            match timers.first_entry() {
+            let mut queue = self.timers.queue.borrow_mut();
+            match queue.first_entry() {
                 Some(entry) if entry.key().0 <= now => entry.remove().wake(),
                 _ => return fired,
             }
@@ -196,23 +285,25 @@ impl Reactor {
 
     /// Whether a task is waiting to be run.
     pub fn has_ready(&self) -> bool {
-        READY.with_borrow(|ready| !ready.is_empty())
+        self.with_queue(|queue| !queue.is_empty())
     }
 
     /// When the next timer fires, as monotonic time.
     pub fn next_timer(&self) -> Option<Duration> {
-        self.timers.borrow().first_key_value().map(|((when, _), _)| *when)
+        self.timers.queue.borrow().first_key_value().map(|((when, _), _)| *when)
     }
 
     /// A future that is ready once `duration` of the injected clock has passed.
-    pub fn sleep(self: &Rc<Self>, duration: Duration) -> Sleep {
-        Sleep { reactor: self.clone(), deadline: self.clock.monotonic() + duration, key: None }
+    pub fn sleep(&self, duration: Duration) -> Sleep {
+        let deadline = self.timers.clock.monotonic().saturating_add(duration);
+        Sleep { timers: self.timers.clone(), deadline, key: None }
     }
 
     /// Runs the loop until `future` is done.
     ///
     /// # Panics
     /// When nothing is ready, no timer is set and no driver has work under way: the future would never end.
+    /// When called from inside a task.
     pub fn block_on<T: 'static>(self: &Rc<Self>, future: impl Future<Output = T> + 'static) -> T {
         let handle = self.spawn(future);
         loop {
@@ -226,18 +317,69 @@ impl Reactor {
     }
 
     /// Waits for the next event when no task is ready: in a driver, or by moving a virtual clock.
+    ///
+    /// # Panics
+    /// When nothing is ready, no timer is set and no driver has work under way: it would wait for ever.
     pub fn park(&self) {
+        if self.has_ready() {
+            return;
+        }
         let next = self.next_timer();
-        let now = self.clock.monotonic();
+        let now = self.timers.clock.monotonic();
         let timeout = next.map(|when| when.saturating_sub(now));
-        let waiting = self.drivers.borrow().iter().find(|driver| driver.in_flight() > 0).cloned();
-        match (waiting, timeout) {
-            (Some(driver), timeout) if !self.clock.is_virtual() => driver.park(timeout),
-            (Some(driver), _) => driver.park(Some(Duration::ZERO)),
-            (None, Some(_)) if self.clock.is_virtual() => self.clock.advance(next.unwrap_or(now)),
+        let is_virtual = self.timers.clock.is_virtual();
+        let mut waiting = Vec::new();
+        self.each_driver(|driver| waiting.push(driver.in_flight() > 0));
+        let count = waiting.iter().filter(|&&waits| waits).count();
+        let driver =
+            waiting.iter().position(|&waits| waits).map(|index| self.drivers.borrow()[index].clone());
+        match (driver, timeout) {
+            // Virtual time stands still while the real world has something under way.
+            (Some(driver), _) if is_virtual => driver.park(Some(Duration::ZERO)),
+            (Some(driver), timeout) if count == 1 => driver.park(timeout),
+            (Some(driver), timeout) => {
+                driver.park(Some(timeout.map_or(SHARED_PARK, |timeout| timeout.min(SHARED_PARK))));
+            }
+            (None, Some(_)) if is_virtual => self.timers.clock.advance(next.unwrap_or(now)),
             (None, Some(timeout)) => std::thread::sleep(timeout),
             (None, None) => panic!("deadlock: a future waits for an event that nothing can bring"),
         }
+    }
+}
+
+/// How long one driver may sleep while another one has work under way, too. A program that cares has one
+/// driver, or sleeps on the descriptors of all.
+const SHARED_PARK: Duration = Duration::from_millis(1);
+
+impl Drop for Reactor {
+    fn drop(&mut self) {
+        // Tasks first, one by one: their destructors may wake others and use drivers.
+        while let Some(slot) = { self.slots.borrow_mut().pop() } {
+            drop(slot);
+        }
+        self.each_driver(|driver| driver.close());
+        // Wakers that outlive the reactor find no queue.
+        let _ = THREAD.try_with(|thread| {
+            if let Some(queue) = thread.borrow_mut().queues.get_mut(usize::from(self.number)) {
+                *queue = None;
+            }
+        });
+    }
+}
+
+/// Says that a turn is running, to its end or to a panic.
+struct InTurn<'a>(&'a Cell<bool>);
+
+impl<'a> InTurn<'a> {
+    fn enter(flag: &'a Cell<bool>) -> Self {
+        assert!(!flag.replace(true), "block_on or turn inside a task of the same reactor");
+        Self(flag)
+    }
+}
+
+impl Drop for InTurn<'_> {
+    fn drop(&mut self) {
+        self.0.set(false);
     }
 }
 
@@ -277,34 +419,40 @@ impl<T> Future for JoinHandle<T> {
 
 /// Future of [`Reactor::sleep`].
 pub struct Sleep {
-    reactor: Rc<Reactor>,
+    timers: Rc<Timers>,
     deadline: Duration,
     key: Option<(Duration, u64)>,
+}
+
+impl Sleep {
+    fn disarm(&mut self) {
+        if let Some(key) = self.key.take() {
+            self.timers.queue.borrow_mut().remove(&key);
+        }
+    }
 }
 
 impl Future for Sleep {
     type Output = ();
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let this = &mut *self;
-        if let Some(key) = this.key.take() {
-            this.reactor.timers.borrow_mut().remove(&key);
-        }
-        if this.reactor.clock.monotonic() >= this.deadline {
+        self.disarm();
+        if self.timers.clock.monotonic() >= self.deadline {
             return Poll::Ready(());
         }
-        let seq = this.reactor.timer_seq.get();
-        this.reactor.timer_seq.set(seq + 1);
-        this.reactor.timers.borrow_mut().insert((this.deadline, seq), cx.waker().clone());
-        this.key = Some((this.deadline, seq));
+        let key = (self.deadline, self.timers.next.get());
+        self.timers.next.set(key.1 + 1);
+        self.timers.queue.borrow_mut().insert(key, cx.waker().clone());
+        self.key = Some(key);
         Poll::Pending
     }
 }
 
 impl Drop for Sleep {
     fn drop(&mut self) {
-        if let Some(key) = self.key {
-            self.reactor.timers.borrow_mut().remove(&key);
-        }
+        self.disarm();
     }
 }
+
+#[cfg(test)]
+mod tests;

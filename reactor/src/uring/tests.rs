@@ -1,0 +1,160 @@
+use super::*;
+use crate::remote::RemoteEvent;
+use crate::sync::join_all;
+use crate::{Reactor, SystemClock};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+use std::os::fd::OwnedFd;
+
+fn setup(entries: u32) -> (Rc<Reactor>, Rc<Uring>) {
+    let reactor = Reactor::new(Rc::new(SystemClock::new()));
+    let uring = Uring::new(entries).expect("this kernel has io_uring");
+    reactor.add_driver(uring.clone());
+    (reactor, uring)
+}
+
+fn event(count: u32) -> Rc<OwnedFd> {
+    Rc::new(eventfd(count, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).unwrap())
+}
+
+/// Counts its completions and keeps the last result.
+#[derive(Default)]
+struct Counter {
+    completed: Cell<u32>,
+    result: Cell<i32>,
+}
+
+impl Client for Counter {
+    fn complete(&self, _token: u32, result: i32) {
+        self.completed.set(self.completed.get() + 1);
+        self.result.set(result);
+    }
+}
+
+fn queue_nops(uring: &Uring, client: &Rc<Counter>, count: u32) {
+    for token in 0..count {
+        // SAFETY: a no-op names no memory.
+        unsafe { uring.queue(opcode::Nop::new().build(), client.clone(), token) };
+    }
+}
+
+#[test]
+fn more_operations_than_the_queue_holds_all_complete() {
+    let (reactor, uring) = setup(4);
+    let client = Rc::<Counter>::default();
+    queue_nops(&uring, &client, 1000);
+    assert_eq!(uring.in_flight(), 1000);
+    while uring.in_flight() > 0 {
+        reactor.turn();
+    }
+    assert_eq!(client.completed.get(), 1000);
+    assert_eq!(uring.slots.borrow().operations.len(), 1000);
+    queue_nops(&uring, &client, 10);
+    assert_eq!(uring.slots.borrow().operations.len(), 1000, "slots are used again");
+}
+
+#[test]
+fn operations_queued_by_tasks_are_submitted_in_the_same_turn() {
+    let (reactor, uring) = setup(8);
+    let client = Rc::<Counter>::default();
+    let (ring, counted) = (uring.clone(), client.clone());
+    drop(reactor.spawn(async move { queue_nops(&ring, &counted, 1) }));
+    reactor.turn();
+    assert!(uring.ring.borrow_mut().submission().is_empty());
+    while uring.in_flight() > 0 {
+        reactor.turn();
+    }
+    assert_eq!((client.completed.get(), client.result.get()), (1, 0));
+}
+
+#[test]
+fn readable_waits_for_the_descriptor_and_others_do_not_hold_it_up() {
+    let (reactor, uring) = setup(8);
+    let (first, second) = (event(0), event(0));
+    let waiters = [first.clone(), second.clone()].map(|fd| {
+        let uring = uring.clone();
+        reactor.spawn(async move { uring.readable(fd.as_fd()).await })
+    });
+    for _ in 0..3 {
+        reactor.turn();
+    }
+    assert!(!waiters[0].is_finished() && !waiters[1].is_finished());
+    rustix::io::write(&*second, &[1; 8]).unwrap();
+    let [first_waiter, second_waiter] = waiters;
+    reactor.block_on(second_waiter);
+    assert!(!first_waiter.is_finished());
+    assert_eq!(uring.in_flight(), 1);
+}
+
+#[test]
+fn a_dropped_wait_ends_its_poll() {
+    let (reactor, uring) = setup(8);
+    let fd = event(0);
+    {
+        let mut wait = Box::pin(uring.readable(fd.as_fd()));
+        assert!(wait.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
+        reactor.turn();
+        assert_eq!(uring.in_flight(), 1);
+    }
+    while uring.in_flight() > 0 {
+        reactor.turn();
+        if uring.in_flight() > 0 {
+            uring.park(Some(Duration::from_millis(10)));
+        }
+    }
+}
+
+#[test]
+fn dropping_the_reactor_ends_waits_that_nothing_would_end() {
+    let (reactor, uring) = setup(8);
+    let client = Rc::<Counter>::default();
+    let fd = event(0);
+    let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), libc::POLLIN as u32).build();
+    // SAFETY: a poll names no memory.
+    unsafe { uring.queue(entry, client.clone(), 0) };
+    reactor.turn();
+    drop(reactor);
+    assert_eq!((uring.in_flight(), client.result.get()), (0, -libc::ECANCELED));
+}
+
+#[test]
+fn another_thread_wakes_a_parked_reactor() {
+    let (reactor, uring) = setup(8);
+    let (event, waker) = RemoteEvent::new(&uring).unwrap();
+    let thread = std::thread::spawn(move || {
+        for _ in 0..3 {
+            waker.wake();
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    });
+    reactor.block_on(async move { event.wait().await });
+    thread.join().unwrap();
+}
+
+#[test]
+fn timers_fire_while_an_operation_is_under_way() {
+    let (reactor, uring) = setup(8);
+    let fd = event(0);
+    drop(reactor.spawn(async move { uring.readable(fd.as_fd()).await }));
+    let sleeps = [2, 1].map(|ms| reactor.sleep(Duration::from_millis(ms)));
+    reactor.block_on(join_all(sleeps));
+}
+
+#[test]
+fn the_rings_descriptor_tells_a_foreign_poll_about_completions() {
+    let (reactor, uring) = setup(8);
+    let poll = |tv_sec| {
+        let timeout = rustix::time::Timespec { tv_sec, tv_nsec: 0 };
+        rustix::event::poll(&mut [PollFd::new(&*uring, PollFlags::IN)], Some(&timeout)).unwrap()
+    };
+    let fd = event(0);
+    let client = Rc::<Counter>::default();
+    let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), libc::POLLIN as u32).build();
+    // SAFETY: a poll names no memory.
+    unsafe { uring.queue(entry, client.clone(), 0) };
+    reactor.turn();
+    assert_eq!(poll(0), 0);
+    rustix::io::write(&*fd, &[1; 8]).unwrap();
+    assert_eq!(poll(10), 1);
+    reactor.turn();
+    assert_eq!(client.completed.get(), 1);
+}
