@@ -87,6 +87,16 @@ impl Txn {
         self.changes.push(Change::Free(range));
     }
 
+    /// Adds the changes of `other` behind those that are there.
+    pub fn append(&mut self, other: &Txn) {
+        let shift = self.values.len() as u32;
+        self.values.extend_from_slice(&other.values);
+        self.changes.extend(other.changes.iter().cloned().map(|change| match change {
+            Change::Put { key, value } => Change::Put { key, value: value.start + shift..value.end + shift },
+            other => other,
+        }));
+    }
+
     /// Puts an inode item.
     pub fn put_inode(&mut self, id: InodeId, item: &crate::ondisk::InodeItem) {
         self.put(Key::inode(id), &item.encode());

@@ -42,6 +42,16 @@ impl Inode {
     pub(crate) fn stored_item(&self) -> InodeItem {
         InodeItem { size: self.stored_size.get(), ..*self.live.borrow() }
     }
+
+    /// The live attributes after a transaction has put `item` into the tree: the same, with the live size.
+    pub(crate) fn settle(&self, item: InodeItem) {
+        let ahead_size = self.live.borrow().size;
+        let buffered = self.stored_size.get() != ahead_size;
+        let size = if buffered { ahead_size } else { item.size };
+        self.stored_size.set(item.size);
+        *self.live.borrow_mut() = InodeItem { size, ..item };
+        self.ahead.set(buffered);
+    }
 }
 
 impl Fs {

@@ -1,7 +1,31 @@
 //! The public calls of a mounted file system.
+//!
+//! | module | what it provides |
+//! | --- | --- |
+//! | `mount` | mounting, unmounting, waiting |
+//! | `inode` | inodes in memory |
+//! | `session` | what each client knows and thereby keeps alive |
+//! | `attr` | `stat` and changes of attributes |
+//! | `dir` | entries: search, scan |
+//! | `create`, `unlink`, `rename` | changes of the name space |
+//! | `orphan` | inodes without a name |
+//! | `xattr` | extended attributes |
 
+mod attr;
+mod create;
+mod dir;
 mod inode;
+mod mount;
+mod orphan;
+mod rename;
+mod session;
+mod unlink;
+mod xattr;
+
 pub mod types;
+
+#[cfg(test)]
+mod tests;
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -9,38 +33,33 @@ use std::rc::Rc;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
-use crate::error::{FsError, Stop, Try, Wait};
+use crate::ondisk::Timestamp;
 use crate::store::Store;
+use crate::txn::{Origin, Txn};
 use crate::units::InodeId;
 
+pub(crate) use attr::{regular_file, without_privileges};
 pub use inode::Inode;
+pub use mount::MountOptions;
+pub use types::*;
 
 /// A mounted file system: one per image, on one thread, shared by `Rc`.
 pub struct Fs {
     pub(crate) store: Rc<Store>,
     pub(crate) inodes: RefCell<HashMap<InodeId, Rc<Inode>, RandomState>>,
+    sessions: RefCell<session::Sessions>,
+    options: MountOptions,
 }
 
 impl Fs {
-    /// Waits for what a call waits for; then the call is made again.
-    ///
-    /// # Errors
-    /// What prevents the wait from ever ending: the device's error, or corruption.
-    pub async fn wait(self: &Rc<Self>, wait: Wait) -> Result<(), FsError> {
-        self.store.wait(&wait).await.map(drop)
+    /// The time of a change.
+    pub(crate) fn now(&self) -> Timestamp {
+        let now = self.store.reactor().clock().realtime();
+        Timestamp { seconds: now.as_secs() as i64, nanoseconds: now.subsec_nanos() }
     }
 
-    /// Makes a call again and again until it does not have to wait.
-    ///
-    /// # Errors
-    /// Those of the call and of its waits.
-    pub async fn run<T>(self: &Rc<Self>, mut call: impl FnMut(&Rc<Self>) -> Try<T>) -> Result<T, FsError> {
-        loop {
-            match call(self) {
-                Ok(value) => return Ok(value),
-                Err(Stop::Fail(error)) => return Err(error),
-                Err(Stop::Wait(wait)) => self.wait(wait).await?,
-            }
-        }
+    /// A transaction on behalf of a client.
+    pub(crate) fn begin(&self, ctx: &Context) -> Txn {
+        Txn::new(Origin { session: ctx.session.0, request: ctx.request })
     }
 }

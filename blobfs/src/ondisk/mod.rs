@@ -7,7 +7,7 @@ mod item;
 mod key;
 
 pub use item::{
-    DirentRef, ExtentFlags, ExtentItem, InodeFlags, InodeItem, Timestamp, XattrRef, encode_dirent, encode_xattr_inline,
-    encode_xattr_stored,
+    DirentRef, ExtentFlags, ExtentItem, InodeFlags, InodeItem, Timestamp, XattrRef, encode_dirent,
+    encode_xattr_inline, encode_xattr_stored,
 };
 pub use key::{Key, Kind, NAME_HASH_BITS, SLOT_BITS};

@@ -179,7 +179,12 @@ impl Store {
     /// # Errors
     /// As [`Store::get`]. `each` was then called for the items before the missing node: a caller keeps
     /// what it got and resumes behind it.
-    pub fn scan(&self, from: &Key, to: &Key, mut each: impl FnMut(&Key, &[u8]) -> ControlFlow<()>) -> Try<()> {
+    pub fn scan(
+        &self,
+        from: &Key,
+        to: &Key,
+        mut each: impl FnMut(&Key, &[u8]) -> ControlFlow<()>,
+    ) -> Try<()> {
         for (key, value) in self.items.borrow().range((Bound::Included(from), Bound::Excluded(to))) {
             if each(key, value).is_break() {
                 break;
@@ -266,12 +271,18 @@ impl Store {
     ///
     /// # Errors
     /// A wait for bitmap nodes. Never [`FsError::NoSpace`] while the reservation has blocks.
-    pub fn allocate(self: &Rc<Self>, from: &mut Reservation, goal: Option<BlockAddr>, want: u32) -> Try<Allocation> {
+    pub fn allocate(
+        self: &Rc<Self>,
+        from: &mut Reservation,
+        goal: Option<BlockAddr>,
+        want: u32,
+    ) -> Try<Allocation> {
         let want = u64::from(want).min(from.blocks);
         assert!(want > 0, "allocation from an empty reservation");
         let mut free = self.free.borrow_mut();
         let _ = goal;
-        let (start, count) = free.iter().next().map(|(start, count)| (*start, *count)).expect("reserved blocks exist");
+        let (start, count) =
+            free.iter().next().map(|(start, count)| (*start, *count)).expect("reserved blocks exist");
         free.remove(&start);
         let taken = count.min(want);
         if taken < count {

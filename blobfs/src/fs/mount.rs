@@ -1,0 +1,128 @@
+//! Mounting, unmounting and waiting.
+
+use std::rc::Rc;
+
+use super::{Fs, Inode};
+use crate::error::{FsError, Stop, Try, Wait};
+use crate::ondisk::{InodeFlags, InodeItem, Key};
+use crate::store::Store;
+use crate::txn::{Origin, Txn};
+use crate::units::{InodeId, MapId};
+
+/// How a file system is mounted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MountOptions {
+    /// Refuse every change.
+    pub readonly: bool,
+    /// Bytes of the data cache.
+    pub cache_size: usize,
+    /// Bytes of the node cache.
+    pub metadata_cache_size: usize,
+}
+
+impl Default for MountOptions {
+    fn default() -> Self {
+        Self { readonly: false, cache_size: 256 << 20, metadata_cache_size: 64 << 20 }
+    }
+}
+
+impl Fs {
+    /// Mounts what the store holds. A new store gets its root directory; inodes that lost their last name
+    /// before the last end are deleted.
+    ///
+    /// # Errors
+    /// The device's, or corruption.
+    pub async fn mount(store: Rc<Store>, options: MountOptions) -> Result<Rc<Self>, FsError> {
+        let fs = Rc::new(Self { store, inodes: Default::default(), sessions: Default::default(), options });
+        let fresh = fs.run(|fs| fs.store.get(&Key::inode(InodeId::ROOT), |item| item.is_none())).await?;
+        if fresh {
+            fs.run(|fs| fs.make_root()).await?;
+        }
+        if !options.readonly {
+            fs.delete_orphans().await?;
+        }
+        Ok(fs)
+    }
+
+    fn make_root(&self) -> Try<()> {
+        let now = self.now();
+        let item = InodeItem {
+            mode: libc_mode::S_IFDIR | 0o755,
+            nlink: 2,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            flags: InodeFlags::default(),
+            project: 0,
+            size: 0,
+            blocks: 0,
+            atime: now,
+            mtime: now,
+            ctime: now,
+            btime: now,
+            map: MapId(InodeId::ROOT.0),
+            parent_map: MapId(0),
+            parent: InodeId::ROOT,
+        };
+        let mut txn = Txn::new(Origin::default());
+        txn.put_inode(InodeId::ROOT, &item);
+        self.store.commit(&txn)?;
+        self.inodes.borrow_mut().insert(InodeId::ROOT, Inode::new(InodeId::ROOT, item));
+        Ok(())
+    }
+
+    /// Whether changes are refused.
+    ///
+    /// # Errors
+    /// [`FsError::ReadOnly`].
+    pub(crate) fn check_writable(&self) -> Result<(), FsError> {
+        if self.options.readonly { Err(FsError::ReadOnly) } else { self.store.check_writable() }
+    }
+
+    /// Waits for what a call waits for; then the call is made again.
+    ///
+    /// # Errors
+    /// What prevents the wait from ever ending: the device's error, or corruption.
+    pub async fn wait(self: &Rc<Self>, wait: Wait) -> Result<(), FsError> {
+        match wait {
+            Wait::Range(inode) => Box::pin(self.wait_for_data(inode)).await,
+            Wait::WriteBack(inode) => Box::pin(self.prepare_growth(inode)).await,
+            Wait::Nodes(_) | Wait::Commit | Wait::Checkpoint | Wait::Memory => {
+                self.store.wait(&wait).await.map(drop)
+            }
+        }
+    }
+
+    /// Makes everything durable; nothing may be called afterwards.
+    ///
+    /// # Errors
+    /// The device's.
+    pub async fn unmount(self: &Rc<Self>) -> Result<(), FsError> {
+        if self.options.readonly { Ok(()) } else { self.sync_all().await }
+    }
+
+    /// Makes a call again and again until it does not have to wait.
+    ///
+    /// # Errors
+    /// Those of the call and of its waits.
+    pub async fn run<T>(self: &Rc<Self>, mut call: impl FnMut(&Rc<Self>) -> Try<T>) -> Result<T, FsError> {
+        loop {
+            match call(self) {
+                Ok(value) => return Ok(value),
+                Err(Stop::Fail(error)) => return Err(error),
+                Err(Stop::Wait(wait)) => self.wait(wait).await?,
+            }
+        }
+    }
+}
+
+/// File types of `st_mode`, as POSIX systems number them.
+pub(crate) mod libc_mode {
+    pub(crate) const S_IFMT: u32 = 0o170_000;
+    pub(crate) const S_IFDIR: u32 = 0o040_000;
+    pub(crate) const S_IFREG: u32 = 0o100_000;
+    pub(crate) const S_IFLNK: u32 = 0o120_000;
+    pub(crate) const S_IFCHR: u32 = 0o020_000;
+    pub(crate) const S_ISUID: u32 = 0o4000;
+    pub(crate) const S_ISGID: u32 = 0o2000;
+}

@@ -1,0 +1,117 @@
+//! Inodes without a name: deleted once nobody knows them, piece by piece, over a crash too.
+//!
+//! An orphan item is written in the transaction that takes the last name and removed in the one that takes
+//! the inode, so that a mount finds whatever was left between the two.
+
+use std::ops::ControlFlow;
+use std::rc::Rc;
+
+use super::Fs;
+use crate::error::{FsError, Try};
+use crate::ondisk::{Key, Kind, XattrRef};
+use crate::txn::{Origin, Txn};
+use crate::units::{InodeId, MapId};
+
+impl Fs {
+    /// Nobody may need `id` any more: deletes it in the background if it has no name and no session knows it.
+    pub(super) fn release(self: &Rc<Self>, id: InodeId) {
+        let nameless = self.inodes.borrow().get(&id).is_some_and(|inode| inode.live.borrow().nlink == 0);
+        if !nameless || self.is_known(id) {
+            return;
+        }
+        let fs = self.clone();
+        self.store.reactor().spawn(async move {
+            if let Err(error) = fs.delete(id).await {
+                tracing::warn!(inode = id.0, %error, "deletion postponed to the next mount");
+            }
+        });
+    }
+
+    /// Deletes what was left without a name.
+    pub(super) async fn delete_orphans(self: &Rc<Self>) -> Result<(), FsError> {
+        loop {
+            let next = self.run(|fs| fs.first_orphan()).await?;
+            let Some(id) = next else { return Ok(()) };
+            self.delete(id).await?;
+        }
+    }
+
+    fn first_orphan(&self) -> Try<Option<InodeId>> {
+        let mut first = None;
+        let (from, to) = (Key::orphan(InodeId(0)), Key::new(0, Kind::Orphan, u64::MAX));
+        self.store.scan(&from, &to, |key, _| {
+            first = Some(InodeId(key.offset));
+            ControlFlow::Break(())
+        })?;
+        Ok(first)
+    }
+
+    async fn delete(self: &Rc<Self>, id: InodeId) -> Result<(), FsError> {
+        while !self.run(|fs| fs.delete_piece(id)).await? {}
+        Ok(())
+    }
+
+    /// One transaction of a deletion; true when the inode is gone.
+    fn delete_piece(self: &Rc<Self>, id: InodeId) -> Try<bool> {
+        let inode = match self.inode(id) {
+            Err(crate::Stop::Fail(FsError::Stale)) => return self.drop_orphan_item(id),
+            other => other?,
+        };
+        let item = inode.stored_item();
+        if item.nlink != 0 || self.is_known(id) {
+            return Ok(true);
+        }
+        let mut txn = Txn::new(Origin::default());
+        let mut whole = self.delete_data(&mut txn, item.map, 0)?;
+        if whole {
+            whole = self.delete_xattrs(&mut txn, id)?;
+        }
+        if whole {
+            if self.store.get(&Key::inline(item.map), |value| value.is_some())? {
+                txn.delete(Key::inline(item.map));
+            }
+            txn.delete(Key::orphan(id));
+            txn.delete(Key::inode(id));
+        }
+        self.store.commit(&txn)?;
+        if whole {
+            self.drop_pages(&inode);
+            self.inodes.borrow_mut().remove(&id);
+        }
+        Ok(whole)
+    }
+
+    /// An orphan item without an inode: only a damaged image has one.
+    fn drop_orphan_item(&self, id: InodeId) -> Try<bool> {
+        let mut txn = Txn::new(Origin::default());
+        txn.delete(Key::orphan(id));
+        self.store.commit(&txn)?;
+        Ok(true)
+    }
+
+    /// Adds the removal of extended attributes to `txn`, as many as fit; true when those are all.
+    fn delete_xattrs(&self, txn: &mut Txn, id: InodeId) -> Try<bool> {
+        let mut keys = Vec::new();
+        let mut maps: Vec<MapId> = Vec::new();
+        self.store.scan(&Key::xattr(id, 0), &Key::xattr(id, u64::MAX), |key, value| {
+            keys.push(*key);
+            if let Some(XattrRef::Stored { map, .. }) = XattrRef::decode(value) {
+                maps.push(map);
+            }
+            ControlFlow::Continue(())
+        })?;
+        for map in maps {
+            if !self.delete_data(txn, map, 0)? {
+                return Ok(false);
+            }
+        }
+        let half = self.store.txn_len_max() / 2;
+        for key in keys {
+            if txn.journal_bytes() > half {
+                return Ok(false);
+            }
+            txn.delete(key);
+        }
+        Ok(true)
+    }
+}
