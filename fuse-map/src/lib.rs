@@ -1,0 +1,62 @@
+//! The FUSE wire protocol over `blobfs`. Knows no transport: a [`Request`] is memory to read and memory for
+//! the reply, whether it came over a virtqueue or out of `/dev/fuse`.
+//!
+//! | module | what it provides |
+//! | --- | --- |
+//! | `abi` | the kernel's structs and constants under their kernel names |
+//! | `op` | the table of opcodes: one line each |
+//! | `decode` | the one place where lengths, names and offsets of the client are checked |
+//! | `map` | a short function per opcode: arguments -> `blobfs` call -> reply |
+//! | `reply` | replies in the wire's form |
+//! | `session` | a client: INIT, node ids, reset |
+//! | `errno` | errors as error numbers |
+//!
+//! # How a request waits
+//!
+//! A function of `map` calls `blobfs` at once. What is answered from memory is answered in the same call,
+//! without a task. Only a call that returns a wait becomes a future ([`Handled::Pending`]): it satisfies the
+//! wait, calls again with the same decoded arguments, and encodes the reply.
+//!
+//! # Invariants
+//!
+//! - Whatever the client sent, nothing panics, and nothing outside the export is reached: node 1 is the
+//!   export's root, and every other node must have been given to the client before.
+//! - A future of a session that was reset meanwhile makes no further call and writes no reply.
+
+mod abi;
+mod decode;
+mod errno;
+mod map;
+mod op;
+mod reply;
+mod session;
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::pin::Pin;
+
+use bdev::IoBuffers;
+
+pub use session::{CachePolicy, Export, Session};
+
+/// One FUSE request in the client's memory.
+pub struct Request {
+    /// Header and arguments.
+    pub readable: IoBuffers,
+    /// Room for the reply.
+    pub writable: IoBuffers,
+}
+
+/// What became of a request.
+pub enum Handled {
+    /// A reply of this many bytes lies in `writable`.
+    Done(usize),
+    /// The request has no reply (FORGET, BATCH_FORGET).
+    NoReply,
+    /// The request waits for the device; the future gives the reply's length, 0 when the session was reset
+    /// meanwhile.
+    Pending(Pin<Box<dyn Future<Output = usize>>>),
+    /// Not even a reply header finds room, or the request has no whole header.
+    Unanswerable,
+}

@@ -1,0 +1,90 @@
+//! READ, WRITE, FSYNC, FSYNCDIR, SYNCFS, FALLOCATE, LSEEK.
+//!
+//! The client's memory itself is the source and the destination of data.
+
+use blobfs::FsError;
+
+use crate::Handled;
+use crate::abi::*;
+use crate::decode;
+use crate::errno::Errno;
+use crate::reply::{HEADER_LEN, Reply};
+use crate::session::{Call, Export, TRANSFER_MAX, no_body};
+
+pub(crate) fn read(call: &Call<'_>) -> Result<Handled, Errno> {
+    let args: fuse_read_in = call.args()?.take()?;
+    let len = args.size as usize;
+    if args.size > TRANSFER_MAX || len > call.reply.room() {
+        return Err(Errno::INVALID);
+    }
+    decode::check_range(args.offset, u64::from(args.size))?;
+    let (ctx, inode, flags) = (call.context(), call.node()?, decode::read_flags(&args));
+    let dst = call.reply.writable.slice(HEADER_LEN, len);
+    match call.fs().try_read(&ctx, inode, args.offset, &dst, flags) {
+        Some(result) => Ok(Handled::Done(call.reply.body_in_place(result?))),
+        None => {
+            let fs = call.fs().clone();
+            let operation = async move { fs.read(ctx, inode, args.offset, dst, flags).await };
+            Ok(call.answer_later(operation, |reply, _, len| reply.body_in_place(len)))
+        }
+    }
+}
+
+pub(crate) fn write(call: &Call<'_>) -> Result<Handled, Errno> {
+    let mut arguments = call.args()?;
+    let args: fuse_write_in = arguments.take()?;
+    if args.size > TRANSFER_MAX {
+        return Err(Errno::INVALID);
+    }
+    let src = arguments.data(args.size as usize)?;
+    decode::check_range(args.offset, u64::from(args.size))?;
+    let (ctx, inode, flags) = (call.context(), call.node()?, decode::write_flags(&args));
+    match call.fs().try_write(&ctx, inode, args.offset, &src, flags) {
+        Some(result) => Ok(Handled::Done(written(call.reply, call.export(), result?))),
+        None => {
+            let fs = call.fs().clone();
+            let operation = async move { fs.write(ctx, inode, args.offset, src, flags).await };
+            Ok(call.answer_later(operation, written))
+        }
+    }
+}
+
+fn written(reply: Reply<'_>, _export: Export, len: usize) -> usize {
+    reply.value(&fuse_write_out { size: len as u32, padding: 0 })
+}
+
+/// FSYNC and FSYNCDIR.
+pub(crate) fn fsync(call: &Call<'_>) -> Result<Handled, Errno> {
+    let args: fuse_fsync_in = call.args()?.take()?;
+    let data_only = args.fsync_flags & FUSE_FSYNC_FDATASYNC != 0;
+    let (fs, inode) = (call.fs().clone(), call.node()?);
+    Ok(call.answer_later(async move { fs.sync_inode(inode, data_only).await }, no_body))
+}
+
+pub(crate) fn syncfs(call: &Call<'_>) -> Result<Handled, Errno> {
+    let fs = call.fs().clone();
+    Ok(call.answer_later(async move { fs.sync_all().await }, no_body))
+}
+
+pub(crate) fn fallocate(call: &Call<'_>) -> Result<Handled, Errno> {
+    let args: fuse_fallocate_in = call.args()?.take()?;
+    let mode = decode::fallocate_mode(args.mode)?;
+    if args.length == 0 {
+        return Err(Errno::INVALID);
+    }
+    decode::check_range(args.offset, args.length)?;
+    let (fs, ctx, inode) = (call.fs().clone(), call.context(), call.node()?);
+    let operation = async move { fs.fallocate(ctx, inode, mode, args.offset, args.length).await };
+    Ok(call.answer_later(operation, no_body))
+}
+
+pub(crate) fn lseek(call: &Call<'_>) -> Result<Handled, Errno> {
+    let args: fuse_lseek_in = call.args()?.take()?;
+    let target = decode::seek_target(args.whence)?;
+    decode::check_range(args.offset, 0).map_err(|_| Errno::from(FsError::NoData))?;
+    let (ctx, inode) = (call.context(), call.node()?);
+    Ok(call.run(
+        move |fs, _| fs.seek(&ctx, inode, args.offset, target),
+        |reply, _, offset| reply.value(&fuse_lseek_out { offset }),
+    ))
+}
