@@ -63,7 +63,7 @@ impl Limits {
     /// [`BdevError::Misaligned`] or [`BdevError::OutOfRange`].
     pub fn check_range(&self, range: &Range<u64>) -> Result<(), BdevError> {
         let block = u64::from(self.block_size);
-        if range.start % block != 0 || range.end % block != 0 {
+        if !range.start.is_multiple_of(block) || !range.end.is_multiple_of(block) {
             return Err(BdevError::Misaligned {
                 offset: range.start,
                 len: range.end.wrapping_sub(range.start),

@@ -89,7 +89,10 @@ impl Fs {
         let device = addr.0 * block + skip;
         let limits = self.store.bdev().limits();
         let sector = u64::from(limits.block_size);
-        if device % sector == 0 && part.len() as u64 % sector == 0 && limits.accepts(&part) {
+        if device.is_multiple_of(sector)
+            && (part.len() as u64).is_multiple_of(sector)
+            && limits.accepts(&part)
+        {
             return Ok(self.store.bdev().read(device, part).await?);
         }
         let bounce = self.read_blocks(addr, piece.count).await?;

@@ -213,13 +213,14 @@ impl Fs {
         item: &mut InodeItem,
         change: &SetAttr,
     ) -> Try<()> {
-        if change.mode.is_some() && item.flags.contains(InodeFlags::ACL) {
-            if let Place::Found(key) = self.find_xattr(inode.id, ACL_ACCESS)? {
-                let value = self.xattr_value(inode.id, ACL_ACCESS)?.unwrap_or_default();
-                let mut acl = Acl::decode(&value).ok_or_else(|| damaged("ACL", inode.id))?;
-                acl.follow(item.mode);
-                txn.put_with(key, |out| encode_xattr_inline(ACL_ACCESS, &acl.encode(), out));
-            }
+        if change.mode.is_some()
+            && item.flags.contains(InodeFlags::ACL)
+            && let Place::Found(key) = self.find_xattr(inode.id, ACL_ACCESS)?
+        {
+            let value = self.xattr_value(inode.id, ACL_ACCESS)?.unwrap_or_default();
+            let mut acl = Acl::decode(&value).ok_or_else(|| damaged("ACL", inode.id))?;
+            acl.follow(item.mode);
+            txn.put_with(key, |out| encode_xattr_inline(ACL_ACCESS, &acl.encode(), out));
         }
         if change.kill_privileges && item.flags.contains(InodeFlags::CAPABILITY) {
             if let Place::Found(key) = self.find_xattr(inode.id, CAPABILITY)? {

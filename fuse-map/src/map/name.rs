@@ -234,7 +234,8 @@ fn move_name(call: &Call<'_>, mut args: decode::Args<'_>, newdir: u64, flags: u3
     let (mode, whiteout) = decode::rename_mode(flags)?;
     let (name, new_name) = (args.name()?, args.name()?);
     let (ctx, parent, new_parent) = (call.context(), call.node()?, call.resolve(newdir)?);
-    Ok(call.run(move |fs, _| fs.rename(&ctx, (parent, &name), (new_parent, &new_name), mode, whiteout), no_body))
+    Ok(call
+        .run(move |fs, _| fs.rename(&ctx, (parent, &name), (new_parent, &new_name), mode, whiteout), no_body))
 }
 
 /// `struct fuse_entry_out` of an inode that the client now knows.
