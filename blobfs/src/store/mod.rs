@@ -1,5 +1,8 @@
 //! The transactional item store: what the rest of the file system stands on.
 //!
+//! **Volatile so far**: items and the free map live in memory and end with the process; only file data is
+//! written to the device. The calls are those of the persistent store.
+//!
 //! One ordered map from [`Key`] to bytes, changed only by whole transactions; data blocks that are
 //! reserved, allocated and freed through the same transactions; durability on request.
 
