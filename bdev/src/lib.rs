@@ -4,8 +4,13 @@
 //! | --- | --- |
 //! | [`buffer`] | aligned buffers, borrowed guest segments, the lists of them that an I/O takes |
 //! | [`io`] | the future of one I/O and its completion side |
+//! | [`mod@open`] | a device by its name: file, block device, `memory:SIZE`, `null:SIZE` |
 //! | [`memory`] | a device in anonymous memory (`memory:SIZE`) |
+//! | [`uring`] | regular files and block devices by io_uring |
+//! | [`null`] | a device that stores nothing (`null:SIZE`) |
+//! | [`fault`] | a wrapper that lets operations of any device fail |
 //! | [`sim`] | a simulated disk with a volatile cache, power cuts and faults |
+//! | `conformance` | the suite that every device passes (feature `testing`) |
 //!
 //! # Contract of [`Bdev`]
 //!
@@ -25,14 +30,21 @@
 //!   unflushed writes may be lost: callers stop relying on the device.
 
 pub mod buffer;
+#[cfg(feature = "testing")]
+pub mod conformance;
+pub mod fault;
 pub mod io;
 pub mod memory;
+pub mod null;
+pub mod open;
 pub mod sim;
+pub mod uring;
 
 use std::ops::Range;
 
 pub use buffer::{AlignedBuf, IoBuffers, Segment};
 pub use io::{Completion, Io};
+pub use open::{ImageSpec, OpenError, OpenOptions, open};
 
 /// What a device can do and what it asks of its callers.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -73,7 +73,10 @@ struct Op {
 
 enum Action {
     Read(IoBuffers),
-    Change,
+    /// Holds the buffers of a write until it ends, as a device that reads them late would.
+    Change {
+        _source: IoBuffers,
+    },
     Flush,
 }
 
@@ -194,11 +197,12 @@ impl SimDisk {
         self.state.borrow().live.read(offset, out);
     }
 
-    fn change(&self, mutation: Mutation, kind: OpKind, flags: WriteFlags) -> Io {
+    fn change(&self, mutation: Mutation, source: IoBuffers, kind: OpKind, flags: WriteFlags) -> Io {
         let range = mutation.range();
+        let action = Action::Change { _source: source };
         let op = {
             let state = &mut *self.state.borrow_mut();
-            let op = state.begin(kind, range.start, (range.end - range.start) as usize, Action::Change);
+            let op = state.begin(kind, range.start, (range.end - range.start) as usize, action);
             state.changes += 1;
             state.log_begin(op.id, Request::Change { mutation, fua: flags.fua });
             op
@@ -265,7 +269,7 @@ impl State {
     fn end(&mut self, limits: &Limits, op: Op) -> Result<(), BdevError> {
         match &op.action {
             Action::Read(buffers) => self.end_read(limits, &op, buffers),
-            Action::Change | Action::Flush => self.end_change(limits, &op),
+            Action::Change { .. } | Action::Flush => self.end_change(limits, &op),
         }
     }
 
@@ -341,7 +345,7 @@ impl Bdev for SimDisk {
         }
         let mut data = vec![0; buffers.len()];
         buffers.copy_to(0, &mut data);
-        self.change(Mutation::write(offset, data.into()), OpKind::Write, flags)
+        self.change(Mutation::write(offset, data.into()), buffers, OpKind::Write, flags)
     }
 
     fn flush(&self) -> Io {
@@ -360,14 +364,14 @@ impl Bdev for SimDisk {
             return Io::ready(Err(error));
         }
         let seed = self.state.borrow_mut().rng.random();
-        self.change(Mutation::discard(range, seed), OpKind::Discard, WriteFlags::NONE)
+        self.change(Mutation::discard(range, seed), IoBuffers::empty(), OpKind::Discard, WriteFlags::NONE)
     }
 
     fn write_zeroes(&self, range: Range<u64>, flags: WriteFlags) -> Io {
         if let Err(error) = self.limits.check_range(&range) {
             return Io::ready(Err(error));
         }
-        self.change(Mutation::zeroes(range), OpKind::WriteZeroes, flags)
+        self.change(Mutation::zeroes(range), IoBuffers::empty(), OpKind::WriteZeroes, flags)
     }
 }
 
