@@ -24,6 +24,14 @@ impl Failure {
         Self { status: 2, ..Self::new(what, why, advice) }
     }
 
+    /// The work failed, with an error that already says what, why and what to do.
+    pub(crate) fn complete(error: &impl fmt::Display) -> Self {
+        let text = error.to_string();
+        let (what, rest) = text.split_once(": ").unwrap_or(("image", &text));
+        let (why, advice) = rest.rsplit_once("; ").unwrap_or((rest, "check it"));
+        Self::new(what, why, advice)
+    }
+
     /// The exit status.
     pub(crate) fn exit_code(&self) -> ExitCode {
         self.status.into()

@@ -1,40 +1,37 @@
 //! The image behind the device: opened or made, mounted, and left clean.
-//!
-//! Only `memory:SIZE` can be served: the item store keeps its items in memory, so an image would lose them.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::rc::Rc;
 
-use bdev::memory::Memory;
+use bdev::Bdev;
+use bdev::open::{ImageSpec, OpenError, open};
 use blobfs::fs::{Context, MountOptions, SessionId};
-use blobfs::store::Store;
+use blobfs::store::{self, MkfsOptions, Store};
 use blobfs::units::InodeId;
 use blobfs::{Fs, FsError};
 use fuse_map::{CachePolicy, Export, Session};
 use reactor::Reactor;
 use vhostfs::poller::Poller;
 
-use crate::config::{GuestCache, ServeArgs, Size};
+use crate::config::{GuestCache, ServeArgs};
 use crate::failure::Failure;
-
-/// Block size of a device in memory.
-const BLOCK_SIZE: u32 = 4096;
-
-/// Smallest device in bytes: some blocks of data beside the reserved ones at its start.
-const SIZE_MIN: u64 = 1 << 20;
 
 /// A mounted file system and the export of it.
 pub(crate) struct Filesystem {
     fs: Rc<Fs>,
     export: Export,
+    reactor: Rc<Reactor>,
+    /// Operations of the device complete on the reactor's ring.
+    uses_ring: bool,
 }
 
 impl Filesystem {
-    /// Makes the file system and finds the directory to serve.
+    /// Opens the image, creating and formatting it if it does not exist and a size is given, and mounts it.
     pub(crate) fn open(args: &ServeArgs, reactor: &Rc<Reactor>) -> Result<Self, Failure> {
         let image = args.image.as_deref().unwrap_or_default();
-        let size = memory_size(image)?;
-        let store = Store::volatile(Memory::new(size, BLOCK_SIZE), reactor.clone());
+        let spec: ImageSpec = image.parse().map_err(|error: OpenError| Failure::complete(&error))?;
+        let store = open_store(args, &spec, reactor)?;
         let options = MountOptions {
             readonly: args.readonly,
             cache_size: args.cache_size.0 as usize,
@@ -50,7 +47,8 @@ impl Filesystem {
             GuestCache::Exclusive => CachePolicy::Exclusive,
             GuestCache::None => CachePolicy::None,
         };
-        Ok(Self { fs, export: Export { root, readonly: args.readonly, cache } })
+        let export = Export { root, readonly: args.readonly, cache };
+        Ok(Self { fs, export, reactor: reactor.clone(), uses_ring: matches!(spec, ImageSpec::Path(_)) })
     }
 
     /// The FUSE server over the export.
@@ -58,12 +56,15 @@ impl Filesystem {
         Session::new(self.fs.clone(), self.export)
     }
 
-    /// Lets the device's completions wake the poller: memory completes in the call.
-    pub(crate) fn wake(&self, _poller: &mut Poller) -> io::Result<()> {
-        Ok(())
+    /// Lets the device's completions wake the poller; memory completes in the call.
+    pub(crate) fn wake(&self, poller: &mut Poller) -> io::Result<()> {
+        if !self.uses_ring {
+            return Ok(());
+        }
+        poller.wake_on(self.reactor.uring()?.as_fd().try_clone_to_owned()?)
     }
 
-    /// Commits everything.
+    /// Commits everything and marks the file system clean.
     pub(crate) fn close(self, reactor: &Rc<Reactor>) -> Result<(), Failure> {
         let failed = |error: FsError| Failure::new("unmount", error, "check the device");
         let fs = self.fs;
@@ -71,16 +72,36 @@ impl Filesystem {
     }
 }
 
-/// Bytes of `memory:SIZE`, in whole blocks.
-fn memory_size(image: &str) -> Result<u64, Failure> {
-    let Some(size) = image.strip_prefix("memory:") else {
-        return Err(Failure::new(image, "image files cannot be served yet", "use memory:SIZE"));
+/// The store on the image. A device that lives no longer than the process, and a file that this call
+/// created, are formatted; anything else must hold a file system.
+fn open_store(args: &ServeArgs, spec: &ImageSpec, reactor: &Rc<Reactor>) -> Result<Rc<Store>, Failure> {
+    let image = spec.to_string();
+    let is_new = match spec {
+        ImageSpec::Path(path) => !path.exists(),
+        ImageSpec::Memory(_) => true,
+        ImageSpec::Null(_) => {
+            let why = "a device that keeps nothing cannot hold a file system";
+            return Err(Failure::new(image, why, "use a file, a block device or memory:SIZE"));
+        }
     };
-    let size: Size = size.parse().map_err(|error: String| Failure::usage(image, error))?;
-    if size.0 < SIZE_MIN {
-        return Err(Failure::new(image, "too small for a file system", "give it at least 1M"));
+    let create = args.size.filter(|_| is_new && !args.readonly).map(|size| size.0);
+    let options = bdev::open::OpenOptions { read_only: args.readonly, create };
+    let device = open(spec, &options, reactor).map_err(|error| Failure::complete(&error))?;
+    if is_new && let Err(failure) = format(&image, device.clone(), reactor) {
+        if let ImageSpec::Path(path) = spec {
+            // Nothing is left of an image that cannot be made.
+            let _ = std::fs::remove_file(path);
+        }
+        return Err(failure);
     }
-    Ok(size.0 / u64::from(BLOCK_SIZE) * u64::from(BLOCK_SIZE))
+    let options = store::OpenOptions { readonly: args.readonly, ..store::OpenOptions::default() };
+    let opened = reactor.block_on(Store::open(device, reactor.clone(), options));
+    opened.map_err(|error| Failure::new(image, error, "use an image that blobfs made, undamaged and whole"))
+}
+
+fn format(image: &str, device: Rc<dyn Bdev>, reactor: &Rc<Reactor>) -> Result<(), Failure> {
+    let made = reactor.block_on(async move { store::mkfs(&device, &MkfsOptions::default()).await });
+    made.map(drop).map_err(|error| Failure::new(image, error, "give it a larger --size"))
 }
 
 /// The directory at `path` of the file system.

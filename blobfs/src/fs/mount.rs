@@ -93,12 +93,16 @@ impl Fs {
         }
     }
 
-    /// Makes everything durable; nothing may be called afterwards.
+    /// Makes everything durable and marks the file system as clean; nothing may be called afterwards.
     ///
     /// # Errors
     /// The device's.
     pub async fn unmount(self: &Rc<Self>) -> Result<(), FsError> {
-        if self.options.readonly { Ok(()) } else { self.sync_all().await }
+        if self.options.readonly {
+            return Ok(());
+        }
+        self.sync_all().await?;
+        self.store.close().await
     }
 
     /// Makes a call again and again until it does not have to wait.
