@@ -28,6 +28,15 @@ pub trait Driver {
     /// Blocks until something completes or `timeout` has passed. Called only when no task is ready.
     fn park(&self, timeout: Option<Duration>);
 
+    /// Asks for a signal by the driver's own descriptor at the next completion. Returns whether something has
+    /// completed already.
+    fn arm(&self) -> bool {
+        false
+    }
+
+    /// Takes back [`Driver::arm`].
+    fn disarm(&self) {}
+
     /// The reactor is going away: ends what is under way. Afterwards nothing outside the process touches
     /// memory that was given to the driver.
     fn close(&self) {}
@@ -307,6 +316,19 @@ impl Reactor {
     /// Whether a task is waiting to be run.
     pub fn has_ready(&self) -> bool {
         self.with_queue(|queue| !queue.is_empty())
+    }
+
+    /// Prepares for a sleep on descriptors outside the reactor: the drivers signal theirs from now on. Returns
+    /// whether there is work already, so that there is nothing to wait for.
+    pub fn prepare_sleep(&self) -> bool {
+        let mut wakeful = self.has_ready();
+        self.each_driver(|driver| wakeful |= driver.arm());
+        wakeful
+    }
+
+    /// Ends what [`Reactor::prepare_sleep`] began.
+    pub fn finish_sleep(&self) {
+        self.each_driver(|driver| driver.disarm());
     }
 
     /// When the next timer fires, as monotonic time.

@@ -3,8 +3,8 @@
 //! Operations are queued without a system call; the whole batch goes to the kernel once per turn
 //! ([`Driver::submit`]). Completions are read from shared memory; the kernel is entered for them only when
 //! it says that it has deferred work. [`Driver::park`] is one `io_uring_enter` that submits and waits.
-//! A poller with its own set of descriptors sleeps on the ring's ([`AsFd`]): it is readable as soon as there
-//! is a completion.
+//! A poller with its own set of descriptors sleeps on [`Uring::wake_fd`], which is signalled only while the
+//! poller says that it sleeps.
 //!
 //! Left to others: what the operations mean ([`Client`]).
 //!
@@ -17,19 +17,21 @@
 
 #![expect(unsafe_code, reason = "submission entries carry raw addresses")]
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::atomic::{Ordering, fence};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use io_uring::squeue::Entry;
 use io_uring::types::{Fd, SubmitArgs, Timespec};
 use io_uring::{IoUring, opcode};
+use rustix::event::{EventfdFlags, eventfd};
 
 use crate::executor::Driver;
 
@@ -55,6 +57,8 @@ pub struct Uring {
     slots: RefCell<Slots>,
     /// Completions on their way from the ring to their clients; kept for its allocation.
     reaped: RefCell<Vec<(u64, i32)>>,
+    /// Signalled at completions between [`Driver::arm`] and [`Driver::disarm`].
+    wake: OnceCell<OwnedFd>,
 }
 
 #[derive(Default)]
@@ -96,7 +100,26 @@ impl Uring {
             backlog: RefCell::default(),
             slots: RefCell::default(),
             reaped: RefCell::default(),
+            wake: OnceCell::new(),
         }))
+    }
+
+    /// An event descriptor for a poller that sleeps on several descriptors, edge-triggered, between
+    /// [`Driver::arm`] and [`Driver::disarm`]. (The ring's own descriptor would not do: as long as completions
+    /// wait for this thread to ask for them, it does not wake who polls it.)
+    ///
+    /// # Errors
+    /// What the kernel reports.
+    pub fn wake_fd(&self) -> io::Result<BorrowedFd<'_>> {
+        if self.wake.get().is_none() {
+            let fd = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+            let mut ring = self.ring.borrow_mut();
+            ring.completion().disable_eventfd();
+            ring.submitter().register_eventfd(fd.as_raw_fd())?;
+            drop(ring);
+            let _ = self.wake.set(fd);
+        }
+        Ok(self.wake.get().expect("was set").as_fd())
     }
 
     /// Queues an operation for the next submission; `client` hears of its end, with `token`. Returns a
@@ -246,6 +269,21 @@ impl Driver for Uring {
         self.wait(timeout);
     }
 
+    fn arm(&self) -> bool {
+        let mut ring = self.ring.borrow_mut();
+        ring.completion().enable_eventfd();
+        // A completion sees the flag, or is seen here.
+        fence(Ordering::SeqCst);
+        let queue = ring.submission();
+        let deferred = queue.taskrun() || queue.cq_overflow();
+        drop(queue);
+        deferred || !ring.completion().is_empty()
+    }
+
+    fn disarm(&self) {
+        self.ring.borrow_mut().completion().disable_eventfd();
+    }
+
     /// Ends polls at once and waits for everything else: the kernel may be using memory.
     fn close(&self) {
         let operations = self.slots.borrow().operations.len() as u32;
@@ -267,14 +305,6 @@ impl Drop for Uring {
     fn drop(&mut self) {
         // Clients usually own this ring, so nothing is under way here unless a client owns nothing.
         self.close();
-    }
-}
-
-/// Readable when there are completions: for a poller that sleeps on several descriptors.
-impl AsFd for Uring {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the ring owns its descriptor and lives as long as `self`; nothing replaces it.
-        unsafe { BorrowedFd::borrow_raw(self.ring.borrow().as_raw_fd()) }
     }
 }
 

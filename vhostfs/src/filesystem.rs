@@ -1,7 +1,6 @@
 //! The image behind the device: opened or made, mounted, and left clean.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::rc::Rc;
 
 use bdev::Bdev;
@@ -61,7 +60,7 @@ impl Filesystem {
         if !self.uses_ring {
             return Ok(());
         }
-        poller.wake_on(self.reactor.uring()?.as_fd().try_clone_to_owned()?)
+        poller.wake_on(self.reactor.uring()?.wake_fd()?.try_clone_to_owned()?)
     }
 
     /// Commits everything and marks the file system clean.

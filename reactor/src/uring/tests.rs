@@ -2,7 +2,7 @@ use super::*;
 use crate::remote::RemoteEvent;
 use crate::sync::join_all;
 use crate::{Reactor, SystemClock};
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd};
+use rustix::event::{EventfdFlags, epoll, eventfd};
 use std::os::fd::OwnedFd;
 
 fn setup(entries: u32) -> (Rc<Reactor>, Rc<Uring>) {
@@ -139,22 +139,46 @@ fn timers_fire_while_an_operation_is_under_way() {
     reactor.block_on(join_all(sleeps));
 }
 
+/// Completions arrive from another thread at every possible moment around the decision to sleep.
 #[test]
-fn the_rings_descriptor_tells_a_foreign_poll_about_completions() {
+fn a_sleeper_on_the_wake_descriptor_misses_no_completion() {
+    const ROUNDS: u32 = 2000;
     let (reactor, uring) = setup(8);
-    let poll = |tv_sec| {
-        let timeout = rustix::time::Timespec { tv_sec, tv_nsec: 0 };
-        rustix::event::poll(&mut [PollFd::new(&*uring, PollFlags::IN)], Some(&timeout)).unwrap()
-    };
-    let fd = event(0);
+    let set = epoll::create(epoll::CreateFlags::CLOEXEC).unwrap();
+    let interest = epoll::EventFlags::IN | epoll::EventFlags::ET;
+    epoll::add(&set, uring.wake_fd().unwrap(), epoll::EventData::new_u64(0), interest).unwrap();
+
+    let (source, signalled) = rustix::pipe::pipe().unwrap();
+    let (ask, asked) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        for round in asked {
+            for _ in 0..round % 64 {
+                std::hint::spin_loop();
+            }
+            rustix::io::write(&signalled, &[0; 8]).unwrap();
+        }
+    });
     let client = Rc::<Counter>::default();
-    let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), libc::POLLIN as u32).build();
-    // SAFETY: a poll names no memory.
-    unsafe { uring.queue(entry, client.clone(), 0) };
-    reactor.turn();
-    assert_eq!(poll(0), 0);
-    rustix::io::write(&*fd, &[1; 8]).unwrap();
-    assert_eq!(poll(10), 1);
-    reactor.turn();
-    assert_eq!(client.completed.get(), 1);
+    let mut counter = Box::new([0u8; 8]);
+    for round in 0..ROUNDS {
+        let read = opcode::Read::new(Fd(source.as_raw_fd()), counter.as_mut_ptr(), 8).build();
+        // SAFETY: `counter` outlives the operation, for which this round waits.
+        unsafe { uring.queue(read, client.clone(), 0) };
+        reactor.turn();
+        ask.send(round).unwrap();
+        while client.completed.get() <= round {
+            if reactor.turn() {
+                continue;
+            }
+            if !reactor.prepare_sleep() {
+                let mut events = [const { std::mem::MaybeUninit::uninit() }; 1];
+                let limit = rustix::event::Timespec { tv_sec: 10, tv_nsec: 0 };
+                let (happened, _) = epoll::wait(&set, &mut events, Some(&limit)).unwrap();
+                assert_eq!(happened.len(), 1, "round {round}: nobody woke the sleeper");
+            }
+            reactor.finish_sleep();
+        }
+    }
+    drop(ask);
+    thread.join().unwrap();
 }

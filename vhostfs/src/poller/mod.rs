@@ -226,13 +226,14 @@ impl Poller {
 
     /// Sleeps until something happens. Returns whether it did: there may be work already.
     fn sleep(&mut self) -> io::Result<bool> {
-        let mut wakeful = self.reactor.has_ready();
+        let mut wakeful = self.reactor.prepare_sleep();
         for endpoint in &self.endpoints {
             wakeful |= endpoint.prepare_sleep();
         }
         if !wakeful {
             self.look(self.sleep_limit())?;
         }
+        self.reactor.finish_sleep();
         for endpoint in &self.endpoints {
             endpoint.finish_sleep();
         }
