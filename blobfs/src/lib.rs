@@ -10,6 +10,7 @@
 //! | [`store`] | the transactional item store: tree, journal, checkpoint, space |
 //! | [`data`] | file data: page cache, extents, direct I/O, write-back |
 //! | [`fs`] | the public calls: names, attributes, xattrs, sessions |
+//! | [`check`] | the checker: every structure against every other, without writing |
 //!
 //! # Prepare and apply
 //!
@@ -19,6 +20,7 @@
 //! applies the whole transaction: it checks all that could go wrong before it changes the first byte. So
 //! every operation is atomic, needs no lock, and a simulator can drive it.
 
+pub mod check;
 pub mod data;
 pub mod error;
 pub mod fs;

@@ -47,7 +47,10 @@ pub(crate) struct Replayed {
 }
 
 /// Both copies of the superblock as they are.
-pub(crate) async fn read_superblocks(
+///
+/// # Errors
+/// The device's.
+pub async fn read_superblocks(
     bdev: &Rc<dyn Bdev>,
 ) -> Result<[Result<Superblock, SuperblockError>; 2], BdevError> {
     let len = SUPERBLOCK_LEN.next_multiple_of(bdev.limits().block_size as usize);
@@ -67,8 +70,8 @@ pub(crate) async fn read_superblocks(
 /// The superblock that counts.
 ///
 /// # Errors
-/// A damaged copy, unless `accept_older`: it may have been the newer one.
-pub(crate) fn choose_superblock(
+/// No usable copy; a damaged one, unless `accept_older`: it may have been the newer one.
+pub fn choose_superblock(
     copies: [Result<Superblock, SuperblockError>; 2],
     accept_older: bool,
 ) -> Result<Superblock, OpenError> {

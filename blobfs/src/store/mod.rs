@@ -61,6 +61,8 @@ use journal::{Journal, Room, SealedBlock};
 use space::{IoEpochs, Space};
 use tree::Tree;
 
+pub use image::{choose_superblock, read_superblocks};
+pub(crate) use open::load;
 pub use open::{MkfsError, MkfsOptions, OpenError, OpenOptions, mkfs};
 
 /// How long a transaction may stay in memory without anybody asking for it.

@@ -29,6 +29,8 @@ const IDS_SKIPPED: u64 = 1 << 20;
 /// What a new file system is like. Sizes of 0 are chosen by the device's size.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MkfsOptions {
+    /// Bytes of the device to use; 0 for all of it.
+    pub size: u64,
     /// Identity.
     pub uuid: [u8; 16],
     /// Key of the name hash; random, so that nobody can make names that collide.
@@ -49,6 +51,7 @@ impl Default for MkfsOptions {
     fn default() -> Self {
         let (first, second) = uuid::Uuid::new_v4().as_u64_pair();
         Self {
+            size: 0,
             uuid: uuid::Uuid::new_v4().into_bytes(),
             hash_key: [first, second],
             label: String::new(),
@@ -173,6 +176,9 @@ fn geometry(size: u64, device_block: u32, options: &MkfsOptions) -> Result<Super
     let text = options.label.as_bytes();
     label.get_mut(..text.len()).ok_or(MkfsError::LabelTooLong)?.copy_from_slice(text);
     let block = u64::from(block_size);
+    if RESERVED_LEN.checked_add(journal_size).is_none_or(|end| end >= size) {
+        return Err(MkfsError::Geometry("the device is too small"));
+    }
     let mut superblock = Superblock {
         compat: 0,
         ro_compat: 0,
@@ -211,7 +217,12 @@ fn geometry(size: u64, device_block: u32, options: &MkfsOptions) -> Result<Super
 /// # Errors
 /// See [`MkfsError`].
 pub async fn mkfs(bdev: &Rc<dyn Bdev>, options: &MkfsOptions) -> Result<Superblock, MkfsError> {
-    let superblock = geometry(bdev.limits().size, bdev.limits().block_size, options)?;
+    let size = match options.size {
+        0 => bdev.limits().size,
+        size if size > bdev.limits().size => return Err(MkfsError::Geometry("the device is too small")),
+        size => size,
+    };
+    let superblock = geometry(size, bdev.limits().block_size, options)?;
     let mut tree = Tree::new(superblock.node_size as usize);
     let mut chunks = Chunks::new(superblock.node_blocks());
     blocks::mark_bits(&mut tree, &superblock, 0, superblock.first_data_block(), true)

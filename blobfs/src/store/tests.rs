@@ -35,6 +35,7 @@ fn tiny() -> MkfsOptions {
         node_size: 1024,
         group_blocks: 512,
         journal_size: 64 * 1024,
+        ..MkfsOptions::default()
     }
 }
 

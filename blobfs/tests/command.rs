@@ -1,0 +1,201 @@
+//! The program as its users meet it: exit status, output, and one line when something is wrong.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use tempfile::TempDir;
+
+/// A folder for images.
+struct Scratch(TempDir);
+
+impl Scratch {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self, name: &str) -> String {
+        self.0.path().join(name).to_str().unwrap().to_owned()
+    }
+
+    /// A new image of 16 MiB.
+    fn image(&self, name: &str) -> String {
+        let path = self.path(name);
+        succeeds(&["mkfs", "--size", "16M", "--label", "testing", &path]);
+        path
+    }
+}
+
+fn blobfs(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_blobfs")).args(arguments).output().unwrap()
+}
+
+/// Exits 0; gives standard output.
+#[track_caller]
+fn succeeds(arguments: &[&str]) -> String {
+    let output = blobfs(arguments);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    assert!(output.stderr.is_empty(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+/// Fails with this status and one line that contains `expected`, and prints nothing else.
+#[track_caller]
+fn refused(arguments: &[&str], status: i32, expected: &str) {
+    let output = blobfs(arguments);
+    let text = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(status), "{text}");
+    assert_eq!(text.lines().count(), 1, "{text}");
+    assert!(text.starts_with("blobfs: ") && text.contains(expected) && text.contains("; "), "{text}");
+    assert!(output.stdout.is_empty());
+}
+
+/// Both `info` and `fsck` refuse the image and leave it as it is.
+#[track_caller]
+fn unusable(image: &str, expected: &str) {
+    let before = fs::read(image).unwrap();
+    refused(&["info", image], 1, expected);
+    refused(&["fsck", image], 8, expected);
+    assert!(fs::read(image).unwrap() == before);
+}
+
+#[test]
+fn a_new_image_is_sound_and_shows_what_it_was_made_with() {
+    let scratch = Scratch::new();
+    let image = scratch.image("image");
+    assert_eq!(fs::metadata(&image).unwrap().len(), 16 << 20);
+    assert!(succeeds(&["fsck", &image]).contains("clean"));
+    assert!(succeeds(&["info", &image]).contains("testing"));
+    let info: serde_json::Value = serde_json::from_str(&succeeds(&["info", "--json", &image])).unwrap();
+    assert_eq!(info["label"], "testing");
+    assert_eq!(info["size"], 16 << 20);
+    assert_eq!(info["clean"], true);
+    let report: serde_json::Value = serde_json::from_str(&succeeds(&["fsck", "--json", &image])).unwrap();
+    assert_eq!(report["findings"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn sizes_and_blocks_are_taken_as_given() {
+    let scratch = Scratch::new();
+    for block_size in ["512", "1K", "4096", "16384"] {
+        let image = scratch.path(block_size);
+        succeeds(&["mkfs", "--size", "16M", "--block-size", block_size, &image]);
+        succeeds(&["fsck", &image]);
+    }
+    // A part of a larger file.
+    let image = scratch.path("large");
+    File::create(&image).unwrap().set_len(64 << 20).unwrap();
+    succeeds(&["mkfs", "--size", "32M", &image]);
+    let info: serde_json::Value = serde_json::from_str(&succeeds(&["info", "--json", &image])).unwrap();
+    assert_eq!(info["size"], 32 << 20);
+    succeeds(&["fsck", &image]);
+}
+
+#[test]
+fn wrong_command_lines_are_refused() {
+    let scratch = Scratch::new();
+    let image = scratch.path("image");
+    refused(&[], 2, "no command");
+    refused(&["fly"], 2, "fly");
+    refused(&["mkfs"], 2, "IMAGE");
+    refused(&["info"], 2, "IMAGE");
+    refused(&["fsck"], 16, "IMAGE");
+    refused(&["fsck", "--fast", &image], 16, "--fast");
+    refused(&["mkfs", "--size", "4Q", &image], 2, "4Q");
+    refused(&["mkfs", "--size", "-4", &image], 2, "-4");
+    for size in ["0", "256", "3000", "32768", "x"] {
+        refused(&["mkfs", "--size", "16M", "--block-size", size, &image], 2, "512 to 16384");
+    }
+    refused(&["mkfs", "--size", "16M", "--label", &"x".repeat(33), &image], 2, "32 bytes");
+    assert!(!Path::new(&image).exists());
+}
+
+#[test]
+fn images_that_cannot_be_made_leave_nothing_behind() {
+    let scratch = Scratch::new();
+    let image = scratch.path("image");
+    refused(&["mkfs", &image], 1, "no such file");
+    refused(&["mkfs", "--size", "64K", &image], 1, "too small");
+    refused(&["mkfs", "--size", "100", &image], 1, "smaller than one block");
+    refused(&["mkfs", "--size", "16M", &scratch.path("none/image")], 1, "no such file");
+    refused(&["mkfs", scratch.0.path().to_str().unwrap()], 1, "neither a regular file nor a block device");
+    assert_eq!(fs::read_dir(scratch.0.path()).unwrap().count(), 0);
+
+    File::create(&image).unwrap().set_len(16 << 20).unwrap();
+    refused(&["mkfs", "--size", "17M", &image], 1, "fewer than --size");
+    assert!(fs::read(&image).unwrap().iter().all(|byte| *byte == 0));
+}
+
+#[test]
+fn known_content_is_not_overwritten_without_force() {
+    let scratch = Scratch::new();
+    let image = scratch.image("image");
+    let before = fs::read(&image).unwrap();
+    refused(&["mkfs", &image], 1, "holds a blobfs file system");
+    assert!(fs::read(&image).unwrap() == before);
+    succeeds(&["mkfs", "--force", "--label", "second", &image]);
+    assert!(succeeds(&["info", &image]).contains("second"));
+
+    let other = scratch.path("other");
+    let file = File::create(&other).unwrap();
+    file.set_len(16 << 20).unwrap();
+    file.write_all_at(&[0x53, 0xef], 1080).unwrap();
+    refused(&["mkfs", &other], 1, "ext4");
+}
+
+#[test]
+fn what_is_no_image_is_told_apart() {
+    let scratch = Scratch::new();
+    let missing = scratch.path("missing");
+    refused(&["info", &missing], 1, "no such file");
+    refused(&["fsck", &missing], 8, "no such file");
+
+    let zeros = scratch.path("zeros");
+    File::create(&zeros).unwrap().set_len(16 << 20).unwrap();
+    unusable(&zeros, "not a blobfs file system");
+    refused(&["fsck", "memory:16M"], 8, "not a blobfs file system");
+    refused(&["fsck", "null:16M"], 8, "not a blobfs file system");
+
+    let empty = scratch.path("empty");
+    File::create(&empty).unwrap();
+    unusable(&empty, "smaller than one block");
+}
+
+#[test]
+fn a_truncated_image_is_refused() {
+    let scratch = Scratch::new();
+    let image = scratch.image("image");
+    File::options().write(true).open(&image).unwrap().set_len(8 << 20).unwrap();
+    let before = fs::read(&image).unwrap();
+    refused(&["fsck", &image], 8, "8388608 bytes");
+    assert!(fs::read(&image).unwrap() == before);
+}
+
+#[test]
+fn an_image_in_use_is_refused() {
+    let scratch = Scratch::new();
+    let image = scratch.image("image");
+    let file = File::open(&image).unwrap();
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive).unwrap();
+    unusable(&image, "in use");
+    refused(&["mkfs", "--force", &image], 1, "in use");
+    rustix::fs::flock(&file, rustix::fs::FlockOperation::Unlock).unwrap();
+    succeeds(&["fsck", &image]);
+}
+
+#[test]
+fn help_tells_a_newcomer_what_to_do() {
+    for (command, words) in [
+        (&["--help"][..], &["mkfs", "fsck", "EXIT STATUS"][..]),
+        (&["mkfs", "--help"], &["blobfs mkfs --size 4G", "--force", "--block-size"]),
+        (&["fsck", "--help"], &["EXIT STATUS", "--json"]),
+        (&["info", "--help"], &["--json"]),
+    ] {
+        let help = succeeds(command);
+        for word in words {
+            assert!(help.contains(word), "{word} is missing in {help}");
+        }
+    }
+    assert!(succeeds(&["--version"]).contains(env!("CARGO_PKG_VERSION")));
+}
