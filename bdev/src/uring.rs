@@ -113,11 +113,17 @@ impl UringDevice {
     pub fn open(path: &Path, options: &OpenOptions, uring: Rc<Uring>) -> Result<Rc<Self>, OpenError> {
         let image = path.display().to_string();
         let fail = |errno| OpenError::from_errno(&image, errno);
-        let (file, kind) = open_locked(path, &image, options)?;
-        let limits = probe(&file, kind, &image).map_err(fail)?;
-        if limits.size == 0 {
-            return Err(OpenError::Empty { image });
-        }
+        let Opened { file, kind, is_new } = open_locked(path, &image, options)?;
+        let limits = match probe(&file, kind, &image) {
+            Ok(limits) if limits.size > 0 => limits,
+            unusable => {
+                if is_new {
+                    // Nobody else has used a file that did not exist a moment ago.
+                    let _ = rustix::fs::unlink(path);
+                }
+                return Err(unusable.map_or_else(fail, |_| OpenError::Empty { image: image.clone() }));
+            }
+        };
         Ok(Rc::new_cyclic(|this| Self {
             file,
             limits,
@@ -346,8 +352,16 @@ impl Bdev for UringDevice {
     }
 }
 
+/// A file or device that is open and locked.
+struct Opened {
+    file: File,
+    kind: FileType,
+    /// Created by this very call.
+    is_new: bool,
+}
+
 /// Opens, creates and locks. What is in use is refused before anything is changed.
-fn open_locked(path: &Path, image: &str, options: &OpenOptions) -> Result<(File, FileType), OpenError> {
+fn open_locked(path: &Path, image: &str, options: &OpenOptions) -> Result<Opened, OpenError> {
     let fail = |errno| OpenError::from_errno(image, errno);
     let access = if options.read_only { OFlags::RDONLY } else { OFlags::RDWR };
     // Non-blocking: the name may be a FIFO, and opening that must not hang.
@@ -371,11 +385,11 @@ fn open_locked(path: &Path, image: &str, options: &OpenOptions) -> Result<(File,
         _ => return Err(OpenError::NotADevice { image: image.to_owned() }),
     };
     lock(&file, options.read_only).map_err(fail)?;
-    Ok((file.into(), kind))
+    Ok(Opened { file: file.into(), kind, is_new: false })
 }
 
 /// Makes a sparse file of `size` bytes.
-fn create(path: &Path, image: &str, size: u64) -> Result<(File, FileType), OpenError> {
+fn create(path: &Path, image: &str, size: u64) -> Result<Opened, OpenError> {
     let fail = |errno| OpenError::from_errno(image, errno);
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC;
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
@@ -386,7 +400,7 @@ fn create(path: &Path, image: &str, size: u64) -> Result<(File, FileType), OpenE
         let _ = rustix::fs::unlink(path);
         return Err(fail(errno));
     }
-    Ok((file.into(), FileType::RegularFile))
+    Ok(Opened { file: file.into(), kind: FileType::RegularFile, is_new: true })
 }
 
 fn lock(file: &impl std::os::fd::AsFd, shared: bool) -> rustix::io::Result<()> {
