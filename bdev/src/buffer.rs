@@ -55,6 +55,25 @@ impl Segment {
         self.len == 0
     }
 
+    /// This segment and `next` as one, when `next` begins where this one ends and both are of one mapping.
+    pub fn followed_by(&self, next: &Self) -> Option<Self> {
+        (self.addr.wrapping_add(self.len) == next.addr)
+            .then(|| Self { addr: self.addr, len: self.len + next.len })
+    }
+
+    /// Fills it with zeros.
+    pub fn zero(&self) {
+        // SAFETY: mapped and writable for `len` bytes (contract of `Segment::new`).
+        unsafe { std::ptr::write_bytes(self.addr, 0, self.len) };
+    }
+
+    /// Copies the bytes of `src` to its begin, as many as fit.
+    pub fn copy_from(&self, src: &[u8]) {
+        let len = src.len().min(self.len);
+        // SAFETY: `src` is a slice, the segment is mapped and writable; a slice is never shared memory.
+        unsafe { std::ptr::copy_nonoverlapping(src.as_ptr(), self.addr, len) };
+    }
+
     /// The part from `start` on, of at most `len` bytes; both are cut to the segment.
     pub fn slice(&self, start: usize, len: usize) -> Self {
         let start = start.min(self.len);
@@ -153,6 +172,11 @@ impl IoBuffers {
         })
     }
 
+    /// A place in the bytes, for copying piece after piece.
+    pub fn cursor(&self) -> Cursor<'_> {
+        Cursor { segments: &self.segments, skip: 0 }
+    }
+
     /// Calls `each(part, bytes before it)` for the parts of `len` bytes from `start` on.
     fn walk(&self, start: usize, len: usize, mut each: impl FnMut(Segment, usize)) -> usize {
         let mut skip = start;
@@ -169,6 +193,50 @@ impl IoBuffers {
             skip = 0;
             each(part, done);
             done += part.len;
+        }
+        done
+    }
+}
+
+/// A place in the bytes of an [`IoBuffers`] that moves on with each copy.
+pub struct Cursor<'a> {
+    segments: &'a [Segment],
+    skip: usize,
+}
+
+impl Cursor<'_> {
+    /// Copies `src` to the cursor's place; returns how many bytes found room.
+    #[inline]
+    pub fn fill(&mut self, src: Segment) -> usize {
+        self.each_part(src.len, |part, done| {
+            // SAFETY: both segments are mapped (invariant of `IoBuffers`, contract of `Segment::new`), and
+            // `each_part` keeps to their lengths. They may overlap when a guest names the same memory twice.
+            unsafe { std::ptr::copy(src.addr.add(done), part.addr, part.len) };
+        })
+    }
+
+    /// Copies bytes from the cursor's place to `dst`; returns how many there were.
+    #[inline]
+    pub fn drain(&mut self, dst: Segment) -> usize {
+        self.each_part(dst.len, |part, done| {
+            // SAFETY: as in `fill`, with the directions exchanged.
+            unsafe { std::ptr::copy(part.addr, dst.addr.add(done), part.len) };
+        })
+    }
+
+    fn each_part(&mut self, len: usize, mut each: impl FnMut(Segment, usize)) -> usize {
+        let mut done = 0;
+        while done < len
+            && let Some(first) = self.segments.first()
+        {
+            let part = first.slice(self.skip, len - done);
+            each(part, done);
+            done += part.len;
+            self.skip += part.len;
+            if self.skip == first.len {
+                self.segments = &self.segments[1..];
+                self.skip = 0;
+            }
         }
         done
     }

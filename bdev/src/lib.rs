@@ -42,7 +42,7 @@ pub mod uring;
 
 use std::ops::Range;
 
-pub use buffer::{AlignedBuf, IoBuffers, Segment};
+pub use buffer::{AlignedBuf, Cursor, IoBuffers, Segment};
 pub use io::{Completion, Io};
 pub use open::{ImageSpec, OpenError, OpenOptions, open};
 

@@ -17,8 +17,10 @@ pub enum Wait {
     Checkpoint,
     /// Memory: node cache or data cache is full of what cannot be dropped yet.
     Memory,
-    /// The write-back of an inode's dirty pages (rename over a file, `O_SYNC`).
+    /// The write-back of an inode's dirty pages (rename over a file, search for holes).
     WriteBack(InodeId),
+    /// The inode has to be made ready to grow to this size in bytes.
+    Growth(InodeId, u64),
     /// The end of data operations that hold a range lock of the inode (truncate, punch).
     Range(InodeId),
 }

@@ -45,13 +45,8 @@ impl Fs {
     pub(super) fn extents(&self, map: MapId, range: &Range<u64>) -> Try<Vec<(u64, ExtentItem)>> {
         let mut extents = Vec::new();
         let mut damaged = false;
-        let first = Key::extent(map, 0);
-        let before = self.store.last_at_or_before(&Key::extent(map, range.start), &first, |found| {
-            found.map(|(key, value)| (key.offset, ExtentItem::decode(value)))
-        })?;
         let mut from = range.start;
-        if let Some((start, item)) = before {
-            let item = item.ok_or_else(|| malformed(map))?;
+        if let Some((start, item)) = self.last_extent(map, range.start)? {
             if start + u64::from(item.blocks) > range.start {
                 extents.push((start, item));
             }
@@ -65,6 +60,45 @@ impl Fs {
             ControlFlow::Continue(())
         })?;
         if damaged { Err(malformed(map).into()) } else { Ok(extents) }
+    }
+
+    /// The last extent of `map` that begins before file block `start`, with its first file block.
+    pub(super) fn extent_before(&self, map: MapId, start: u64) -> Try<Option<(u64, ExtentItem)>> {
+        let Some(last) = start.checked_sub(1) else { return Ok(None) };
+        self.last_extent(map, last)
+    }
+
+    /// The last extent of `map` that begins at or before file block `block`.
+    pub(super) fn last_extent(&self, map: MapId, block: u64) -> Try<Option<(u64, ExtentItem)>> {
+        let found =
+            self.store.last_at_or_before(&Key::extent(map, block), &Key::extent(map, 0), |found| {
+                found.map(|(key, value)| (key.offset, ExtentItem::decode(value)))
+            })?;
+        match found {
+            None => Ok(None),
+            Some((start, Some(item))) => Ok(Some((start, item))),
+            Some((_, None)) => Err(malformed(map).into()),
+        }
+    }
+
+    /// The piece that file block `at` is in, from there on, cut at `end`.
+    pub(super) fn piece_at(&self, map: MapId, at: u64, end: u64) -> Try<Piece> {
+        if let Some((start, item)) = self.last_extent(map, at)?
+            && start + u64::from(item.blocks) > at
+        {
+            let stored = Stored {
+                addr: item.device_range().start,
+                unwritten: item.flags.contains(ExtentFlags::UNWRITTEN),
+            };
+            let piece = Piece { start, count: u64::from(item.blocks), stored: Some(stored) };
+            return Ok(piece.cut(&(at..end)));
+        }
+        let mut next = end;
+        self.store.scan(&Key::extent(map, at), &Key::extent(map, end), |key, _| {
+            next = key.offset;
+            ControlFlow::Break(())
+        })?;
+        Ok(Piece { start: at, count: next - at, stored: None })
     }
 
     /// `range` (file blocks) in pieces without gaps.

@@ -1,56 +1,119 @@
-//! File data: extents, reading, writing, truncation.
+//! File data: cache, extents, reading, writing, truncation.
 //!
 //! | module | what it provides |
 //! | --- | --- |
+//! | `arena`, `cache` | memory of the data cache, and which page is given away |
+//! | `pages` | the cached pages of one file and their states |
+//! | `range_lock` | who may touch which part of a file |
+//! | `read`, `load` | reading; filling pages, read-ahead |
+//! | `write`, `write_back` | writing into the cache; from the cache to the device |
+//! | `direct` | transfers between the client's memory and the device |
+//! | `space` | truncation, allocation ahead, holes, deletion |
 //! | `extent` | which device blocks hold a range of a file, and changes of that |
-//! | `io` | reading and writing |
-//! | `space` | truncation, allocation ahead, holes |
 //! | `sync` | durability |
 //!
-//! Every write goes through to the device: there is no data cache yet. Operations that touch the device hold
-//! the inode's data lock from mapping lookup to completion, so none sees another's blocks half moved.
+//! Buffered data stays in the cache until its file is synced, five seconds have passed or a quarter of the
+//! cache is dirty; blocks are allocated only then, so extents are long. A file of at most
+//! [`INLINE_MAX`] bytes without blocks is written into the tree itself.
 //!
 //! Invariants:
-//! - an extent enters the tree only after its data is on the device;
-//! - bytes of a file's last block behind the end of the file are unspecified until the file grows: whatever
-//!   makes it grow first zeroes them (`tail_clean`).
+//! - an extent enters the tree only after its data is on the device, and the stored size of a file moves in
+//!   the transaction that maps its data;
+//! - what a client was told is written has its blocks reserved;
+//! - on the device, bytes of a file's last block behind the end of the file are unspecified until the file
+//!   grows: whatever makes it grow first zeroes them (`tail_clean`). In the cache they are always zero;
+//! - a file that is inline is no longer than [`INLINE_MAX`]: it is moved to blocks before it grows over that.
 
+mod arena;
+mod cache;
+mod direct;
 mod extent;
-mod io;
+mod load;
+mod pages;
+mod range_lock;
+mod read;
 mod space;
 mod sync;
+mod write;
+mod write_back;
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell, RefCell};
+use std::future::Future;
 use std::rc::Rc;
 
 use reactor::sync::Notify;
 
+use crate::fs::{Fs, Inode};
+
+pub(crate) use cache::Cache;
+pub(crate) use range_lock::RangeGuard;
+
+/// Largest file: offsets are signed in the protocol.
+const FILE_SIZE_MAX: u64 = i64::MAX as u64;
+
+/// Largest file that is kept in the tree, in bytes, if an item can hold it. Picked: most small files of a
+/// source tree fit, and a tree node of the usual size holds several.
+const INLINE_MAX: u64 = 2048;
+
 /// Data state of one inode.
 #[derive(Default)]
 pub struct FileData {
-    locked: Cell<bool>,
-    unlocked: Notify,
-    /// The last block's bytes behind the end of the file are known to be zero.
+    pages: RefCell<pages::PageMap>,
+    lock: range_lock::RangeLock,
+    /// A lock, a load or a write has ended. Made when somebody waits.
+    changed: OnceCell<Notify>,
+    /// On the cache's list of files to write.
+    listed: Cell<bool>,
+    /// Blocks reserved for dirty pages.
+    pending_blocks: Cell<u64>,
+    /// On the device, the last block's bytes behind the end of the file are zero.
     tail_clean: Cell<bool>,
+    stream: load::Stream,
+    /// A write-back failed since the last sync.
+    error: RefCell<Option<crate::FsError>>,
 }
 
-/// The right to touch an inode's data; given back when dropped.
-pub(crate) struct DataLock(Rc<crate::fs::Inode>);
+impl FileData {
+    /// Blocks that buffered data will take.
+    pub(crate) fn pending_blocks(&self) -> u64 {
+        self.pending_blocks.get()
+    }
 
-impl DataLock {
-    /// Waits for the right.
-    pub(crate) async fn acquire(inode: &Rc<crate::fs::Inode>) -> Self {
-        while inode.data.locked.get() {
-            inode.data.unlocked.notified().await;
+    /// Whether buffered data waits for its write-back.
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.pages.borrow().is_unwritten(&(0..u64::MAX))
+    }
+
+    /// Waits until somebody else's work on the data has ended, if there is any.
+    pub(crate) async fn end_of_work(&self) {
+        if !self.lock.is_idle() {
+            self.changed().await;
         }
-        inode.data.locked.set(true);
-        Self(inode.clone())
+    }
+
+    /// The next end of a lock, load or write.
+    fn changed(&self) -> impl Future<Output = ()> + use<> {
+        self.changed.get_or_init(Notify::new).notified()
+    }
+
+    fn notify(&self) {
+        if let Some(changed) = self.changed.get() {
+            changed.notify_all();
+        }
     }
 }
 
-impl Drop for DataLock {
-    fn drop(&mut self) {
-        self.0.data.locked.set(false);
-        self.0.data.unlocked.notify_all();
+impl Fs {
+    /// Largest file that is kept in the tree.
+    fn inline_max(&self) -> u64 {
+        INLINE_MAX.min(self.store.item_len_max() as u64)
+    }
+
+    /// Waits until nothing is under way in a file's data, and keeps it so.
+    pub(crate) async fn stop_data(&self, inode: &Rc<Inode>) -> RangeGuard {
+        RangeGuard::acquire(inode, 0..u64::MAX, range_lock::Mode::Change).await
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,13 +1,14 @@
-//! Truncation, allocation ahead, holes.
+//! Size, allocation ahead, holes, deletion.
 
 use std::ops::{ControlFlow, Range};
 use std::rc::Rc;
 
-use super::DataLock;
-use super::io::FILE_SIZE_MAX;
+use super::FILE_SIZE_MAX;
+use super::range_lock::{Mode, RangeGuard};
+use super::write::Source;
 use crate::error::{FsError, Stop, Try, Wait};
 use crate::fs::{Context, FallocateMode, Fs, Inode, IoFlags, SeekTarget, regular_file};
-use crate::ondisk::{ExtentFlags, ExtentItem, InodeItem, Key};
+use crate::ondisk::{ExtentFlags, InodeFlags, InodeItem, Key};
 use crate::txn::{Origin, Txn};
 use crate::units::{InodeId, MapId};
 
@@ -15,10 +16,9 @@ use crate::units::{InodeId, MapId};
 /// range.
 const EXTENT_CHANGE_LEN: usize = 192;
 
-/// A truncation that a transaction carries.
+/// A change of size that a transaction carries.
 pub(crate) struct Truncated {
     item: InodeItem,
-    shrinks: bool,
 }
 
 impl Truncated {
@@ -28,27 +28,67 @@ impl Truncated {
     }
 
     /// The transaction has been applied; `item` is what it put.
-    pub(crate) fn apply(self, inode: &Inode, item: InodeItem) {
+    pub(crate) fn apply(self, fs: &Fs, inode: &Inode, item: InodeItem) {
+        fs.cut_cache(inode, item.size);
         inode.settle(item);
-        if self.shrinks {
-            inode.data.tail_clean.set(false);
-        }
     }
 }
 
+/// Size.
 impl Fs {
+    /// Whether a file can grow to `size` at once.
+    pub(super) fn is_ready_to_grow(&self, inode: &Inode, size: u64) -> bool {
+        let live = inode.live.borrow();
+        if size <= live.size {
+            return true;
+        }
+        if live.flags.contains(InodeFlags::INLINE) {
+            return size <= self.inline_max();
+        }
+        let aligned = live.size.is_multiple_of(u64::from(self.store.block_size()));
+        aligned || live.blocks == 0 || inode.data.tail_clean.get()
+    }
+
+    /// Makes a file ready to grow to `size`: its content is in blocks if it will be too large for the tree,
+    /// and the bytes behind its end are zero on the device.
+    ///
+    /// # Errors
+    /// The device's, lack of room.
+    pub(crate) async fn prepare_growth(self: &Rc<Self>, inode: &Rc<Inode>, size: u64) -> Result<(), FsError> {
+        while !self.is_ready_to_grow(inode, size) {
+            inode.check_alive()?;
+            if inode.live.borrow().flags.contains(InodeFlags::INLINE) {
+                self.move_to_blocks(inode).await?;
+                continue;
+            }
+            // In the cache the bytes behind the end are zero: the page as it is does it.
+            let end = inode.live.borrow().size;
+            let page = end / self.cache.page_size();
+            self.dirty_page(inode, page).await?;
+            self.write_back(inode, page..page + 1).await?;
+            if inode.live.borrow().size == end {
+                inode.data.tail_clean.set(true);
+            }
+        }
+        Ok(())
+    }
+
     /// Adds the change of a file's size to `txn`; the caller puts the item.
     pub(crate) fn truncate(&self, txn: &mut Txn, inode: &Rc<Inode>, size: u64) -> Try<Truncated> {
         if size > FILE_SIZE_MAX {
             return Err(FsError::FileTooLarge.into());
         }
-        if inode.data.locked.get() {
+        if !self.is_ready_to_grow(inode, size) {
+            return Err(Wait::Growth(inode.id, size).into());
+        }
+        if inode.data.lock.is_refused(&(size / self.cache.page_size()..u64::MAX), Mode::Change) {
             return Err(Wait::Range(inode.id).into());
         }
         let mut item = inode.stored_item();
-        let shrinks = size < item.size;
-        if size > item.size && !inode.data.tail_clean.get() {
-            return Err(Wait::WriteBack(inode.id).into());
+        if item.flags.contains(InodeFlags::INLINE) {
+            self.truncate_inline(txn, &item, size)?;
+            item.size = size;
+            return Ok(Truncated { item });
         }
         let block = u64::from(self.store.block_size());
         let mut piece = Txn::new(Origin::default());
@@ -56,29 +96,57 @@ impl Fs {
         item.blocks = item.blocks.saturating_sub(freed);
         if !whole {
             // A step on the way, as a transaction of its own; the caller comes again.
-            let kept = self.end_of_map(item.map, &piece)? * block;
-            item.size = item.size.min(kept.max(size));
+            item.size = (lowest_deleted(item.map, &piece) * block).max(size).min(inode.live.borrow().size);
             piece.put_inode(inode.id, &item);
             self.store.commit(&piece)?;
-            inode.settle(item);
-            inode.data.tail_clean.set(false);
+            Truncated { item }.apply(self, inode, item);
             return Err(Stop::Wait(Wait::Commit));
         }
         txn.append(&piece);
         item.size = size;
-        Ok(Truncated { item, shrinks })
+        Ok(Truncated { item })
     }
 
-    /// First block behind everything that stays mapped when `txn` is applied: the start of the lowest extent
-    /// that it deletes.
-    fn end_of_map(&self, map: MapId, txn: &Txn) -> Try<u64> {
-        let deleted = txn.changes().iter().filter_map(|change| match change {
-            crate::txn::Change::Delete { key } if key.owner == map.0 => Some(key.offset),
-            _ => None,
-        });
-        Ok(deleted.min().unwrap_or(0))
+    /// The content of an inline file, cut to a smaller size. A larger one needs no change: it reads as zeros.
+    fn truncate_inline(&self, txn: &mut Txn, item: &InodeItem, size: u64) -> Try<()> {
+        self.store.get(&Key::inline(item.map), |content| {
+            if let Some(content) = content.filter(|content| content.len() as u64 > size) {
+                txn.put(Key::inline(item.map), &content[..size as usize]);
+            }
+        })
     }
 
+    /// The file ends at `size` now: pages behind it go, and so do the bytes of the last one.
+    fn cut_cache(&self, inode: &Inode, size: u64) {
+        let shrinks = size < inode.live.borrow().size;
+        inode.live.borrow_mut().size = size;
+        inode.stored_size.set(size);
+        // A file that could grow has zeros behind its old end, and nothing behind its new one.
+        inode.data.tail_clean.set(!shrinks);
+        if !shrinks {
+            return;
+        }
+        let page_size = self.cache.page_size();
+        self.drop_range(inode, &(size.div_ceil(page_size)..u64::MAX));
+        let last = inode.data.pages.borrow().get(size / page_size);
+        if let Some(slot) = last.slot {
+            self.cache.memory(slot).slice((size % page_size) as usize, page_size as usize).zero();
+        }
+    }
+}
+
+/// First block behind everything that stays mapped when `txn` is applied: the start of the lowest extent that
+/// it deletes.
+fn lowest_deleted(map: MapId, txn: &Txn) -> u64 {
+    let deleted = txn.changes().iter().filter_map(|change| match change {
+        crate::txn::Change::Delete { key } if key.owner == map.0 => Some(key.offset),
+        _ => None,
+    });
+    deleted.min().unwrap_or(0)
+}
+
+/// Deletion.
+impl Fs {
     /// Frees the extents of `map` from file block `from` on, as many of the last ones as fit a transaction.
     /// True when those are all.
     pub(crate) fn delete_data(&self, txn: &mut Txn, map: MapId, from: u64) -> Try<bool> {
@@ -91,12 +159,9 @@ impl Fs {
         let mut freed = 0;
         let mut end = u64::MAX;
         for _ in 0..most {
-            let last = self.store.last_at_or_before(
-                &Key::extent(map, end.saturating_sub(1)),
-                &Key::extent(map, 0),
-                |found| found.map(|(key, value)| (key.offset, ExtentItem::decode(value))),
-            )?;
-            let Some((start, Some(item))) = last else { return Ok((true, freed)) };
+            let Some((start, item)) = self.last_extent(map, end.saturating_sub(1))? else {
+                return Ok((true, freed));
+            };
             let extent_end = start + u64::from(item.blocks);
             if extent_end <= from {
                 return Ok((true, freed));
@@ -110,9 +175,16 @@ impl Fs {
         Ok((false, freed))
     }
 
-    /// Forgets what is cached of a deleted inode.
-    pub(crate) fn drop_pages(&self, _inode: &Inode) {}
+    /// The inode has been deleted: nothing of it is cached any more, and nobody can write into it.
+    pub(crate) fn drop_pages(&self, inode: &Inode) {
+        inode.gone.set(true);
+        self.drop_range(inode, &(0..u64::MAX));
+        self.unlist(inode);
+    }
+}
 
+/// Allocation ahead and holes.
+impl Fs {
     /// Allocates, punches or zeroes a range.
     ///
     /// # Errors
@@ -127,17 +199,16 @@ impl Fs {
         len: u64,
     ) -> Result<(), FsError> {
         self.check_writable()?;
-        let id = inode;
-        let inode = self.run(|fs| fs.inode(id)).await?;
+        let inode = self.run(|fs| fs.inode(inode)).await?;
         regular_file(inode.live.borrow().mode)?;
         let end = offset.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX).ok_or(FsError::FileTooLarge)?;
         if len == 0 {
             return Err(FsError::Invalid);
         }
         match mode {
-            FallocateMode::PunchHole => self.zero_range(ctx, &inode, offset..end, true).await,
+            FallocateMode::PunchHole => self.zero_range(&ctx, &inode, offset..end).await,
             FallocateMode::Zero { keep_size } => {
-                self.zero_range(ctx, &inode, offset..end, false).await?;
+                self.zero_range(&ctx, &inode, offset..end).await?;
                 self.allocate_range(&inode, offset..end, keep_size).await
             }
             FallocateMode::Allocate { keep_size } => {
@@ -152,98 +223,139 @@ impl Fs {
         bytes: Range<u64>,
         keep_size: bool,
     ) -> Result<(), FsError> {
-        let _lock = DataLock::acquire(inode).await;
         let block = u64::from(self.store.block_size());
         let blocks = bytes.start / block..bytes.end.div_ceil(block);
-        if !keep_size && bytes.end > inode.live.borrow().size {
-            self.clean_tail(inode).await?;
-        }
-        let map = inode.live.borrow().map;
-        let pieces = self.run(|fs| fs.pieces(map, blocks.clone())).await?;
-        let holes = pieces.iter().filter(|piece| piece.stored.is_none()).map(|piece| piece.count).sum();
-        let mut reservation = self.run(|fs| fs.store.reserve(holes)).await?;
-        for hole in pieces.iter().filter(|piece| piece.stored.is_none()) {
-            let mut at = hole.start;
-            while at < hole.start + hole.count {
-                let want = u32::try_from(hole.start + hole.count - at).unwrap_or(u32::MAX);
-                let allocation = self.allocate(&mut reservation, want).await?;
-                let range = allocation.range();
-                self.run(|fs| {
-                    let mut txn = Txn::new(Origin::default());
-                    let mut item = inode.stored_item();
-                    item.blocks += u64::from(range.count);
-                    txn.alloc(range);
-                    fs.map(&mut txn, item.map, at, range, ExtentFlags::UNWRITTEN)?;
-                    txn.put_inode(inode.id, &item);
-                    fs.store.commit(&txn)?;
-                    inode.settle(item);
-                    Ok(())
-                })
-                .await?;
-                allocation.committed();
-                at += u64::from(range.count);
+        let pages = self.cache.pages(&bytes);
+        let _guard = loop {
+            self.move_to_blocks(inode).await?;
+            if !keep_size {
+                self.prepare_growth(inode, bytes.end).await?;
             }
+            let guard = RangeGuard::acquire(inode, pages.clone(), Mode::Change).await;
+            let inline = inode.live.borrow().flags.contains(InodeFlags::INLINE);
+            if !inline && (keep_size || self.is_ready_to_grow(inode, bytes.end)) {
+                break guard;
+            }
+        };
+        self.reserve_holes(inode, &blocks).await?;
+        let mut at = blocks.start;
+        while at < blocks.end {
+            at = self.allocate_hole(inode, at, blocks.end).await?;
         }
+        // Blocks that are allocated are no data that could be missing: the size may follow at once.
         self.run(|fs| {
+            inode.check_alive()?;
             let mut item = inode.stored_item();
             if !keep_size {
                 item.size = item.size.max(bytes.end);
             }
-            item.ctime = fs.now();
-            item.mtime = item.ctime;
+            item.mtime = fs.now();
+            item.ctime = item.mtime;
             let mut txn = Txn::new(Origin::default());
             txn.put_inode(inode.id, &item);
             fs.store.commit(&txn)?;
+            if item.size > inode.live.borrow().size {
+                inode.live.borrow_mut().size = item.size;
+                inode.data.tail_clean.set(true);
+            }
             inode.settle(item);
             Ok(())
         })
         .await
     }
 
-    /// Makes a range read as zeros: whole blocks lose their mapping, partial ones are overwritten.
+    /// Fails early when the holes of `blocks` cannot be filled.
+    async fn reserve_holes(self: &Rc<Self>, inode: &Rc<Inode>, blocks: &Range<u64>) -> Result<(), FsError> {
+        let map = inode.live.borrow().map;
+        let (mut at, mut holes) = (blocks.start, 0);
+        while at < blocks.end {
+            let piece = self.run(|fs| fs.piece_at(map, at, blocks.end)).await?;
+            holes += if piece.stored.is_none() { piece.count } else { 0 };
+            at += piece.count;
+        }
+        self.run(|fs| fs.store.reserve(holes)).await.map(drop)
+    }
+
+    /// Allocates the begin of the hole at `at`, if there is one; gives what comes next.
+    async fn allocate_hole(self: &Rc<Self>, inode: &Rc<Inode>, at: u64, end: u64) -> Result<u64, FsError> {
+        let map = inode.live.borrow().map;
+        let hole = self.run(|fs| fs.piece_at(map, at, end)).await?;
+        if hole.stored.is_some() {
+            return Ok(at + hole.count);
+        }
+        let want = u32::try_from(hole.count).unwrap_or(u32::MAX);
+        let mut reservation = self.run(|fs| fs.store.reserve(u64::from(want))).await?;
+        let goal = self.goal(inode, at, &[]).await?;
+        let allocation = self.allocate(&mut reservation, goal, want).await?;
+        let range = allocation.range();
+        self.run(|fs| {
+            inode.check_alive()?;
+            let mut txn = Txn::new(Origin::default());
+            let mut item = inode.stored_item();
+            item.blocks += u64::from(range.count);
+            txn.alloc(range);
+            fs.map(&mut txn, item.map, at, range, ExtentFlags::UNWRITTEN)?;
+            txn.put_inode(inode.id, &item);
+            fs.store.commit(&txn)?;
+            inode.settle(item);
+            Ok(())
+        })
+        .await?;
+        allocation.committed();
+        Ok(at + u64::from(range.count))
+    }
+
+    /// Makes a range read as zeros: whole pages lose their blocks, parts of pages are overwritten.
     async fn zero_range(
         self: &Rc<Self>,
-        ctx: Context,
+        ctx: &Context,
         inode: &Rc<Inode>,
         bytes: Range<u64>,
-        touch: bool,
     ) -> Result<(), FsError> {
-        let block = u64::from(self.store.block_size());
+        let page_size = self.cache.page_size();
         let size = inode.live.borrow().size;
-        let whole = bytes.start.div_ceil(block)..bytes.end / block;
-        let head = bytes.start..(whole.start * block).min(bytes.end);
-        let tail = (whole.end * block).max(head.end)..bytes.end;
-        for edge in [head, tail] {
-            let edge = edge.start.min(size)..edge.end.min(size);
-            let mapped = edge.start / block..edge.end.div_ceil(block);
-            let map = inode.live.borrow().map;
-            let stored = !edge.is_empty()
-                && self
-                    .run(|fs| fs.pieces(map, mapped.clone()))
-                    .await?
-                    .iter()
-                    .any(|piece| piece.stored.is_some());
-            if stored {
-                let zeros = Rc::new(bdev::AlignedBuf::zeroed((edge.end - edge.start) as usize, 512));
-                let src = bdev::IoBuffers::from_aligned(&zeros);
-                self.write(ctx, inode.id, edge.start, src, IoFlags::default()).await?;
+        let bytes =
+            bytes.start..if bytes.end >= size { bytes.end.next_multiple_of(page_size) } else { bytes.end };
+        let inline = inode.live.borrow().flags.contains(InodeFlags::INLINE);
+        let whole = if inline { 0..0 } else { bytes.start.div_ceil(page_size)..bytes.end / page_size };
+        let edges = match whole.start < whole.end {
+            true => [bytes.start..whole.start * page_size, whole.end * page_size..bytes.end],
+            false => [bytes.clone(), 0..0],
+        };
+        for edge in edges {
+            let edge = edge.start..edge.end.min(size);
+            if edge.start < edge.end && self.holds_data(inode, &edge).await? {
+                let len = edge.end - edge.start;
+                self.write_buffered(ctx, inode, edge.start, Source::Zeros, len, IoFlags::default()).await?;
             }
         }
-        let _lock = DataLock::acquire(inode).await;
         if whole.start < whole.end {
+            let _guard = RangeGuard::acquire(inode, whole.clone(), Mode::Change).await;
+            inode.check_alive()?;
+            self.drop_range(inode, &whole);
+            let per_page = page_size / u64::from(self.store.block_size());
             // In rounds, so that each fits a transaction however many extents there are.
-            let mut left = whole.clone();
+            let mut left = whole.start * per_page..whole.end * per_page;
             while !left.is_empty() {
                 left = self.run(|fs| fs.punch_round(inode, &left)).await?;
             }
         }
-        if touch {
-            let mut live = inode.live.borrow_mut();
-            live.mtime = self.now();
-            live.ctime = live.mtime;
-            inode.ahead.set(true);
-        }
+        self.note_write(inode, 0, IoFlags::default());
         Ok(())
+    }
+
+    /// Whether any byte of a range may differ from zero.
+    async fn holds_data(self: &Rc<Self>, inode: &Rc<Inode>, bytes: &Range<u64>) -> Result<bool, FsError> {
+        let live = *inode.live.borrow();
+        if live.flags.contains(InodeFlags::INLINE)
+            || !inode.data.pages.borrow().present(&self.cache.pages(bytes)).is_empty()
+        {
+            return Ok(true);
+        }
+        let block = u64::from(self.store.block_size());
+        let blocks = bytes.start / block..bytes.end.div_ceil(block);
+        let pieces = self.run(|fs| fs.pieces(live.map, blocks.clone())).await?;
+        Ok(pieces.iter().any(|piece| piece.stored.is_some()))
     }
 
     /// Unmaps the first extents of `blocks`; gives what is left.
@@ -268,23 +380,32 @@ impl Fs {
         Ok(end..blocks.end)
     }
 
-    /// The next byte at or behind `offset` that is data or a hole.
+    /// The next byte at or behind `offset` that is data or a hole. Buffered data is written back first.
     ///
     /// # Errors
     /// [`FsError::NoData`] when there is none before the end of the file, kinds as for reading.
     pub fn seek(&self, _ctx: &Context, inode: InodeId, offset: u64, target: SeekTarget) -> Try<u64> {
-        let item = *self.inode(inode)?.live.borrow();
+        let inode = self.inode(inode)?;
+        let item = *inode.live.borrow();
         regular_file(item.mode)?;
         if offset >= item.size {
             return Err(FsError::NoData.into());
         }
+        if item.flags.contains(InodeFlags::INLINE) {
+            return Ok(if target == SeekTarget::Data { offset } else { item.size });
+        }
+        if inode.data.pages.borrow().is_unwritten(&(0..u64::MAX)) {
+            return Err(Wait::WriteBack(inode.id).into());
+        }
         let block = u64::from(self.store.block_size());
-        let blocks = offset / block..item.size.div_ceil(block);
-        for piece in self.pieces(item.map, blocks)? {
+        let (mut at, end) = (offset / block, item.size.div_ceil(block));
+        while at < end {
+            let piece = self.piece_at(item.map, at, end)?;
             let is_data = piece.stored.is_some_and(|stored| !stored.unwritten);
             if is_data == (target == SeekTarget::Data) {
                 return Ok((piece.start * block).max(offset));
             }
+            at += piece.count;
         }
         match target {
             SeekTarget::Data => Err(FsError::NoData.into()),

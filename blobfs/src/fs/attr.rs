@@ -6,7 +6,7 @@ use super::dir::NAME_LEN_MAX;
 use super::mount::libc_mode::{S_IFDIR, S_IFMT, S_IFREG, S_ISGID, S_ISUID};
 use super::{Attr, Context, Fs, Inode, SetAttr, SetTime, StatFs};
 use crate::error::{FsError, Try};
-use crate::ondisk::{InodeItem, Timestamp};
+use crate::ondisk::{InodeFlags, InodeItem, Timestamp};
 use crate::units::InodeId;
 
 /// Bytes that one more inode takes, about: its item, its entry and their share of tree nodes. Turns free
@@ -36,12 +36,24 @@ impl Fs {
             gid: item.gid,
             rdev: item.rdev,
             size,
-            sectors: item.blocks * u64::from(block_size / 512),
+            sectors: self.sectors(inode, &item),
             block_size,
             atime: item.atime,
             mtime: item.mtime,
             ctime: item.ctime,
             btime: item.btime,
+        }
+    }
+
+    /// Space of an inode in units of 512 bytes, buffered and inline data counted: some programs take a file
+    /// without any for one without data.
+    fn sectors(&self, inode: &Inode, item: &InodeItem) -> u64 {
+        let blocks = item.blocks + inode.data.pending_blocks();
+        match blocks {
+            0 if item.mode & S_IFMT == S_IFREG && item.flags.contains(InodeFlags::INLINE) => {
+                item.size.div_ceil(512)
+            }
+            blocks => blocks * u64::from(self.store.block_size() / 512),
         }
     }
 
@@ -76,7 +88,7 @@ impl Fs {
         txn.put_inode(inode.id, &item);
         self.store.commit(&txn)?;
         match truncated {
-            Some(truncated) => truncated.apply(&inode, item),
+            Some(truncated) => truncated.apply(self, &inode, item),
             None => inode.settle(item),
         }
         Ok(self.attr_of(&inode))

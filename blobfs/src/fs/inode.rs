@@ -23,6 +23,8 @@ pub struct Inode {
     pub(crate) stored_size: Cell<u64>,
     /// Live times or size are ahead of the tree's item.
     pub(crate) ahead: Cell<bool>,
+    /// It has been deleted; whoever still holds it must not bring it back.
+    pub(crate) gone: Cell<bool>,
     /// Cached pages, range locks.
     pub(crate) data: FileData,
 }
@@ -34,8 +36,14 @@ impl Inode {
             stored_size: Cell::new(item.size),
             live: RefCell::new(item),
             ahead: Cell::new(false),
+            gone: Cell::new(false),
             data: FileData::default(),
         })
+    }
+
+    /// Fails once the inode has been deleted.
+    pub(crate) fn check_alive(&self) -> Result<(), FsError> {
+        if self.gone.get() { Err(FsError::Stale) } else { Ok(()) }
     }
 
     /// The live attributes with the stored size: what a transaction that maps no data puts into the tree.

@@ -33,6 +33,7 @@ use std::rc::Rc;
 use foldhash::fast::RandomState;
 use hashbrown::HashMap;
 
+use crate::data::Cache;
 use crate::ondisk::Timestamp;
 use crate::store::Store;
 use crate::txn::{Origin, Txn};
@@ -46,6 +47,7 @@ pub use types::*;
 /// A mounted file system: one per image, on one thread, shared by `Rc`.
 pub struct Fs {
     pub(crate) store: Rc<Store>,
+    pub(crate) cache: Cache,
     pub(crate) inodes: RefCell<HashMap<InodeId, Rc<Inode>, RandomState>>,
     sessions: RefCell<session::Sessions>,
     options: MountOptions,

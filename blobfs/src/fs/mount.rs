@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::{Fs, Inode};
+use crate::data::Cache;
 use crate::error::{FsError, Stop, Try, Wait};
 use crate::ondisk::{InodeFlags, InodeItem, Key};
 use crate::store::Store;
@@ -33,7 +34,9 @@ impl Fs {
     /// # Errors
     /// The device's, or corruption.
     pub async fn mount(store: Rc<Store>, options: MountOptions) -> Result<Rc<Self>, FsError> {
-        let fs = Rc::new(Self { store, inodes: Default::default(), sessions: Default::default(), options });
+        let cache = Cache::new(options.cache_size, store.block_size() as usize)?;
+        let (inodes, sessions) = Default::default();
+        let fs = Rc::new(Self { store, cache, inodes, sessions, options });
         let fresh = fs.run(|fs| fs.store.get(&Key::inode(InodeId::ROOT), |item| item.is_none())).await?;
         if fresh {
             fs.run(|fs| fs.make_root()).await?;
@@ -85,10 +88,24 @@ impl Fs {
     /// What prevents the wait from ever ending: the device's error, or corruption.
     pub async fn wait(self: &Rc<Self>, wait: Wait) -> Result<(), FsError> {
         match wait {
-            Wait::Range(inode) => Box::pin(self.wait_for_data(inode)).await,
-            Wait::WriteBack(inode) => Box::pin(self.prepare_growth(inode)).await,
+            Wait::Range(_) | Wait::WriteBack(_) | Wait::Growth(..) => {
+                Box::pin(self.wait_for_data(wait)).await
+            }
             Wait::Nodes(_) | Wait::Commit | Wait::Checkpoint | Wait::Memory => {
                 self.store.wait(&wait).await.map(drop)
+            }
+        }
+    }
+
+    async fn wait_for_data(self: &Rc<Self>, wait: Wait) -> Result<(), FsError> {
+        let (Wait::Range(id) | Wait::WriteBack(id) | Wait::Growth(id, _)) = wait else { return Ok(()) };
+        let inode = self.run(|fs| fs.inode(id)).await?;
+        match wait {
+            Wait::WriteBack(_) => self.write_back_file(&inode).await,
+            Wait::Growth(_, size) => self.prepare_growth(&inode, size).await,
+            _ => {
+                inode.data.end_of_work().await;
+                Ok(())
             }
         }
     }

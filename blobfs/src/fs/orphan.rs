@@ -47,6 +47,11 @@ impl Fs {
     }
 
     async fn delete(self: &Rc<Self>, id: InodeId) -> Result<(), FsError> {
+        let _guard = match self.run(|fs| fs.inode(id)).await {
+            Ok(inode) => Some(self.stop_data(&inode).await),
+            Err(FsError::Stale) => None,
+            Err(error) => return Err(error),
+        };
         while !self.run(|fs| fs.delete_piece(id)).await? {}
         Ok(())
     }

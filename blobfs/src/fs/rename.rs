@@ -8,7 +8,7 @@ use super::create::{changed_directory, file_type_of};
 use super::dir::{Place, check_name};
 use super::mount::libc_mode::{S_IFCHR, S_IFDIR, S_IFMT};
 use super::{Context, CreateSpec, Fs, Inode, NewNode, RenameMode};
-use crate::error::{FsError, Try};
+use crate::error::{FsError, Try, Wait};
 use crate::ondisk::{DirentRef, InodeItem, Key, Timestamp, encode_dirent};
 use crate::units::InodeId;
 
@@ -92,6 +92,10 @@ impl Fs {
         };
         if let Some(target) = &target {
             self.check_replaceable(moves_directory, target)?;
+        }
+        if target.is_some() && source.data.is_dirty() {
+            // The new content is on the device before the old one goes.
+            return Err(Wait::WriteBack(id).into());
         }
         let now = self.now();
         let mut txn = self.begin(ctx);

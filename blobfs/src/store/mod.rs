@@ -695,7 +695,7 @@ impl Store {
         match wait {
             Wait::Commit => self.sync(self.last_seq()).await?,
             Wait::Checkpoint => self.checkpoint().await?,
-            Wait::Nodes(_) | Wait::Memory | Wait::WriteBack(_) | Wait::Range(_) => {}
+            Wait::Nodes(_) | Wait::Memory | Wait::WriteBack(_) | Wait::Growth(..) | Wait::Range(_) => {}
         }
         Ok(Pins)
     }

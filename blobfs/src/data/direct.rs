@@ -1,0 +1,202 @@
+//! Transfers between the client's memory and the device, coherent with the cache.
+//!
+//! Only whole blocks go this way; a transfer with an end inside a block goes through the cache and is written
+//! back at once. Memory that misses the device's alignment is bounced, that piece only.
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use bdev::{AlignedBuf, IoBuffers};
+use reactor::sync::join_all;
+
+use super::FILE_SIZE_MAX;
+use super::extent::{Piece, Stored};
+use super::load::LOAD_PAGES;
+use super::range_lock::{Mode, RangeGuard};
+use super::write_back::Mapping;
+use crate::error::FsError;
+use crate::fs::{Context, Fs, Inode, IoFlags, regular_file};
+
+/// Alignment of bounce memory: no device asks for more.
+const BOUNCE_ALIGN: usize = 4096;
+
+fn bounce(len: usize) -> Rc<AlignedBuf> {
+    Rc::new(AlignedBuf::zeroed(len, BOUNCE_ALIGN))
+}
+
+impl Fs {
+    /// Whether a write can bypass the cache: whole blocks, of a file that is not small.
+    pub(super) fn goes_direct(&self, inode: &Inode, offset: u64, src: &IoBuffers) -> bool {
+        let block = u64::from(self.store.block_size());
+        let len = src.len() as u64;
+        let live = inode.live.borrow();
+        let small = live.blocks == 0 && live.size.max(offset.saturating_add(len)) <= self.inline_max();
+        !small && offset.is_multiple_of(block) && len.is_multiple_of(block)
+    }
+
+    /// Takes pages for a transfer: nothing of them is newer in the cache than on the device.
+    async fn lock_written(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        pages: &Range<u64>,
+        mode: Mode,
+    ) -> Result<RangeGuard, FsError> {
+        loop {
+            if inode.data.pages.borrow().is_unwritten(pages) {
+                self.write_back(inode, pages.clone()).await?;
+            }
+            let guard = RangeGuard::acquire(inode, pages.clone(), mode).await;
+            if !inode.data.pages.borrow().is_unwritten(pages) {
+                return Ok(guard);
+            }
+        }
+    }
+
+    pub(super) async fn read_direct(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        offset: u64,
+        dst: &IoBuffers,
+    ) -> Result<usize, FsError> {
+        let wanted = offset..offset.saturating_add(dst.len() as u64);
+        let _guard = self.lock_written(inode, &self.cache.pages(&wanted), Mode::Transfer).await?;
+        let item = *inode.live.borrow();
+        let bytes = offset..wanted.end.min(item.size);
+        if bytes.is_empty() {
+            return Ok(0);
+        }
+        let block = u64::from(self.store.block_size());
+        let blocks = bytes.start / block..bytes.end.div_ceil(block);
+        let pieces = self.run(|fs| fs.pieces(item.map, blocks.clone())).await?;
+        let io = self.store.begin_io();
+        let (mut reads, mut bounced) = (Vec::new(), Vec::new());
+        for piece in &pieces {
+            self.read_piece(piece, &bytes, dst, &mut reads, &mut bounced);
+        }
+        let results = join_all(reads).await;
+        drop(io);
+        results.into_iter().collect::<Result<(), _>>()?;
+        for (at, buf, part) in bounced {
+            dst.copy_from(at, &buf[part]);
+        }
+        Ok((bytes.end - bytes.start) as usize)
+    }
+
+    fn read_piece(
+        &self,
+        piece: &Piece,
+        bytes: &Range<u64>,
+        dst: &IoBuffers,
+        reads: &mut Vec<bdev::Io>,
+        bounced: &mut Vec<(usize, Rc<AlignedBuf>, Range<usize>)>,
+    ) {
+        let block = u64::from(self.store.block_size());
+        let start = (piece.start * block).max(bytes.start);
+        let end = ((piece.start + piece.count) * block).min(bytes.end);
+        let at = (start - bytes.start) as usize;
+        let Some(Stored { addr, unwritten: false }) = piece.stored else {
+            dst.zero(at, (end - start) as usize);
+            return;
+        };
+        let device = |byte: u64| addr.0 * block + (byte - piece.start * block);
+        // Whole blocks go straight; what is left at the ends, or all of an unaligned one, is bounced.
+        let first = start.next_multiple_of(block).min(end);
+        let whole = first..(end / block * block).max(first);
+        let middle = dst.slice((whole.start - bytes.start) as usize, (whole.end - whole.start) as usize);
+        let rest = if self.is_aligned(&middle) {
+            if !middle.is_empty() {
+                self.queue_reads(device(whole.start), middle, reads);
+            }
+            [start..whole.start, whole.end..end]
+        } else {
+            [start..end, end..end]
+        };
+        for part in rest.into_iter().filter(|part| !part.is_empty()) {
+            let around = part.start / block * block..part.end.next_multiple_of(block);
+            let buf = bounce((around.end - around.start) as usize);
+            self.queue_reads(device(around.start), IoBuffers::from_aligned(&buf), reads);
+            let inside = (part.start - around.start) as usize..(part.end - around.start) as usize;
+            bounced.push(((part.start - bytes.start) as usize, buf, inside));
+        }
+    }
+
+    /// Whether the device takes the addresses as they are.
+    fn is_aligned(&self, buffers: &IoBuffers) -> bool {
+        let mask = self.store.bdev().limits().dma_align as usize - 1;
+        let block = self.store.block_size() as usize;
+        let splits = buffers.len() > self.store.bdev().limits().max_transfer;
+        buffers.segments().iter().all(|segment| {
+            (segment.addr() | segment.len()) & mask == 0 && (!splits || segment.len().is_multiple_of(block))
+        }) && buffers.segments().len() <= self.store.bdev().limits().max_segments
+    }
+
+    pub(super) async fn write_direct(
+        self: &Rc<Self>,
+        ctx: &Context,
+        inode: &Rc<Inode>,
+        offset: u64,
+        src: &IoBuffers,
+        flags: IoFlags,
+    ) -> Result<usize, FsError> {
+        self.check_writable()?;
+        regular_file(inode.live.borrow().mode)?;
+        let offset = if flags.append { inode.live.borrow().size } else { offset };
+        let end = offset.checked_add(src.len() as u64).filter(|end| *end <= FILE_SIZE_MAX);
+        let end = end.ok_or(FsError::FileTooLarge)?;
+        self.run(|fs| fs.drop_privileges(ctx, inode, flags)).await?;
+        let round = LOAD_PAGES * self.cache.page_size();
+        let mut at = offset;
+        while at < end {
+            let next = (at / round + 1).saturating_mul(round).min(end);
+            let part = src.slice((at - offset) as usize, (next - at) as usize);
+            match self.write_blocks_direct(inode, at..next, &part, flags).await {
+                Ok(()) => at = next,
+                Err(_) if at > offset => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((at - offset) as usize)
+    }
+
+    async fn write_blocks_direct(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        bytes: Range<u64>,
+        src: &IoBuffers,
+        flags: IoFlags,
+    ) -> Result<(), FsError> {
+        let pages = self.cache.pages(&bytes);
+        let _guard = loop {
+            self.prepare_growth(inode, bytes.end).await?;
+            let guard = self.lock_written(inode, &pages, Mode::Change).await?;
+            if self.is_ready_to_grow(inode, bytes.end) {
+                break guard;
+            }
+        };
+        inode.check_alive()?;
+        self.drop_range(inode, &pages);
+        let block = u64::from(self.store.block_size());
+        let blocks = bytes.start / block..bytes.end / block;
+        let bounced;
+        let source = if self.is_aligned(src) {
+            src
+        } else {
+            let mut buf = bounce(src.len());
+            src.copy_to(0, Rc::get_mut(&mut buf).expect("not shared yet"));
+            bounced = IoBuffers::from_aligned(&buf);
+            &bounced
+        };
+        let mut reservation = self.run(|fs| fs.store.reserve(0)).await?;
+        let io = self.store.begin_io();
+        let (mut writes, mut mappings): (Vec<bdev::Io>, Vec<Mapping>) = (Vec::new(), Vec::new());
+        let placed =
+            self.place_run(inode, &blocks, source, &mut reservation, &mut writes, &mut mappings).await;
+        let written = join_all(writes).await;
+        drop(io);
+        placed?;
+        written.into_iter().collect::<Result<(), _>>()?;
+        self.commit_mappings(inode, mappings, bytes.end).await?;
+        self.note_write(inode, bytes.end, flags);
+        Ok(())
+    }
+}

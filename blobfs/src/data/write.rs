@@ -1,0 +1,374 @@
+//! Writing into the cache.
+//!
+//! A round of a write first finds out everything that it needs (`plan`), then takes it, then changes pages
+//! and attributes, without waiting in between. Whatever is missing is a [`Need`], which the asynchronous
+//! side satisfies before it tries again.
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use bdev::{Cursor, IoBuffers};
+use smallvec::SmallVec;
+
+use super::FILE_SIZE_MAX;
+use super::arena::Slot;
+use super::load::LOAD_PAGES;
+use super::range_lock::Mode;
+use crate::error::{FsError, Stop, Try, Wait};
+use crate::fs::{Context, Fs, Inode, IoFlags, SetAttr, regular_file, without_privileges};
+use crate::ondisk::InodeFlags;
+use crate::store::Reservation;
+use crate::units::InodeId;
+
+/// What a round of a write waits for.
+enum Need {
+    /// A page that is written in part has to be loaded first.
+    Load(u64),
+    /// Somebody changes the mapping of these pages.
+    Range(Range<u64>),
+    /// The file must be made ready to grow to this size.
+    Growth(u64),
+    /// Too much is dirty, or no slot is to be had.
+    Relief,
+    /// The store.
+    Store(Wait),
+    /// It cannot succeed.
+    Fail(FsError),
+}
+
+impl From<Stop> for Need {
+    fn from(stop: Stop) -> Self {
+        match stop {
+            Stop::Wait(wait) => Self::Store(wait),
+            Stop::Fail(error) => Self::Fail(error),
+        }
+    }
+}
+
+impl From<FsError> for Need {
+    fn from(error: FsError) -> Self {
+        Self::Fail(error)
+    }
+}
+
+/// Where written bytes come from.
+#[derive(Clone, Copy)]
+pub(super) enum Source<'a> {
+    Buffers(&'a IoBuffers),
+    Zeros,
+}
+
+/// A page that a round changes.
+struct Target {
+    page: u64,
+    /// `None` for one that is not cached: it is written as a whole, or lies behind the end of the file.
+    slot: Option<Slot>,
+    /// Blocks to reserve for it.
+    reserve: u64,
+}
+
+type Plan = SmallVec<[Target; 4]>;
+
+impl Fs {
+    /// Writes into the cache without waiting, or declines.
+    pub fn try_write(
+        self: &Rc<Self>,
+        ctx: &Context,
+        inode: InodeId,
+        offset: u64,
+        src: &IoBuffers,
+        flags: IoFlags,
+    ) -> Option<Result<usize, FsError>> {
+        if flags.direct || flags.sync || flags.dsync {
+            return None;
+        }
+        let inode = self.inodes.borrow().get(&inode)?.clone();
+        let start = if flags.append { inode.live.borrow().size } else { offset };
+        if src.len() as u64 > LOAD_PAGES * self.cache.page_size() {
+            return None;
+        }
+        let bytes = start..start.checked_add(src.len() as u64)?;
+        match self.write_round(ctx, &inode, &bytes, Source::Buffers(src), flags) {
+            Ok(()) => Some(Ok(src.len())),
+            Err(Need::Fail(error)) => Some(Err(error)),
+            Err(_) => None,
+        }
+    }
+
+    /// Writes `src` at `offset` (with `append`: at the end); fewer bytes when an error comes after some.
+    ///
+    /// # Errors
+    /// [`FsError::FileTooLarge`], [`FsError::NoSpace`], [`FsError::ReadOnly`], kinds as for reading, the
+    /// device's.
+    pub async fn write(
+        self: &Rc<Self>,
+        ctx: Context,
+        inode: InodeId,
+        offset: u64,
+        src: IoBuffers,
+        flags: IoFlags,
+    ) -> Result<usize, FsError> {
+        let id = inode;
+        let inode = self.run(|fs| fs.inode(id)).await?;
+        let written = if flags.direct && self.goes_direct(&inode, offset, &src) {
+            self.write_direct(&ctx, &inode, offset, &src, flags).await?
+        } else {
+            let offset = if flags.append { inode.live.borrow().size } else { offset };
+            self.write_buffered(&ctx, &inode, offset, Source::Buffers(&src), src.len() as u64, flags).await?
+        };
+        if flags.sync || flags.dsync || flags.direct {
+            let end = offset.saturating_add(written as u64);
+            let bytes = if flags.append { 0..u64::MAX } else { offset..end };
+            self.write_back(&inode, self.cache.pages(&bytes)).await?;
+        }
+        if flags.sync || flags.dsync {
+            self.sync_inode(id, !flags.sync).await?;
+        }
+        Ok(written)
+    }
+
+    /// Writes `len` bytes round by round.
+    pub(super) async fn write_buffered(
+        self: &Rc<Self>,
+        ctx: &Context,
+        inode: &Rc<Inode>,
+        offset: u64,
+        src: Source<'_>,
+        len: u64,
+        flags: IoFlags,
+    ) -> Result<usize, FsError> {
+        let end = offset.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX).ok_or(FsError::FileTooLarge)?;
+        let round = LOAD_PAGES * self.cache.page_size();
+        let mut at = offset;
+        while at < end {
+            let next = (at / round + 1).saturating_mul(round).min(end);
+            let part = match src {
+                Source::Buffers(src) => Some(src.slice((at - offset) as usize, (next - at) as usize)),
+                Source::Zeros => None,
+            };
+            let source = part.as_ref().map_or(Source::Zeros, Source::Buffers);
+            let bytes = at..next;
+            match self.when_ready(inode, |fs| fs.write_round(ctx, inode, &bytes, source, flags)).await {
+                Ok(()) => at = next,
+                Err(_) if at > offset => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((at - offset) as usize)
+    }
+
+    /// Makes a page dirty with the bytes that it has.
+    pub(super) async fn dirty_page(self: &Rc<Self>, inode: &Rc<Inode>, page: u64) -> Result<(), FsError> {
+        self.when_ready(inode, |fs| {
+            let state = inode.data.pages.borrow().get(page);
+            let Some(slot) = state.slot.filter(|_| state.loaded) else { return Err(Need::Load(page)) };
+            if !state.dirty && !state.mapped && !state.writing {
+                let holes = fs.holes(inode, page)?;
+                let mut reservation = fs.store.reserve(holes)?;
+                fs.cache.reserve_for(inode, slot, &mut reservation, holes);
+            }
+            fs.mark_dirty(inode, page);
+            Ok(())
+        })
+        .await
+    }
+
+    /// Makes a round again and again until it has what it needs.
+    async fn when_ready(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        mut round: impl FnMut(&Rc<Self>) -> Result<(), Need>,
+    ) -> Result<(), FsError> {
+        loop {
+            match round(self) {
+                Ok(()) => return Ok(()),
+                Err(Need::Fail(error)) => return Err(error),
+                Err(Need::Load(page)) => self.load(inode, page..page + 1).await?,
+                Err(Need::Range(pages)) => {
+                    if inode.data.lock.is_refused(&pages, Mode::Transfer) {
+                        inode.data.changed().await;
+                    }
+                }
+                Err(Need::Growth(size)) => Box::pin(self.prepare_growth(inode, size)).await?,
+                Err(Need::Relief) => self.relief().await,
+                Err(Need::Store(wait)) => self.wait(wait).await?,
+            }
+        }
+    }
+
+    /// One round: all of `bytes`, or nothing.
+    fn write_round(
+        self: &Rc<Self>,
+        ctx: &Context,
+        inode: &Rc<Inode>,
+        bytes: &Range<u64>,
+        src: Source<'_>,
+        flags: IoFlags,
+    ) -> Result<(), Need> {
+        self.check_writable()?;
+        inode.check_alive()?;
+        regular_file(inode.live.borrow().mode)?;
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        if bytes.end > FILE_SIZE_MAX {
+            return Err(FsError::FileTooLarge.into());
+        }
+        if !self.is_ready_to_grow(inode, bytes.end) {
+            return Err(Need::Growth(bytes.end));
+        }
+        let pages = self.cache.pages(bytes);
+        if inode.data.lock.is_refused(&pages, Mode::Transfer) {
+            return Err(Need::Range(pages));
+        }
+        self.drop_privileges(ctx, inode, flags)?;
+        let mut plan = self.plan(inode, bytes)?;
+        if self.cache.is_crowded() {
+            return Err(Need::Relief);
+        }
+        let blocks = plan.iter().map(|target| target.reserve).sum();
+        let mut reservation = match blocks {
+            0 => None,
+            blocks => Some(self.store.reserve(blocks)?),
+        };
+        self.take_slots(inode, &mut plan)?;
+        self.change_pages(inode, bytes, &plan, src, reservation.as_mut());
+        self.note_write(inode, bytes.end, flags);
+        Ok(())
+    }
+
+    /// Set-id bits and capabilities go before the first byte changes.
+    pub(super) fn drop_privileges(
+        self: &Rc<Self>,
+        ctx: &Context,
+        inode: &Rc<Inode>,
+        flags: IoFlags,
+    ) -> Try<()> {
+        let item = *inode.live.borrow();
+        let has = without_privileges(item.mode) != item.mode || item.flags.contains(InodeFlags::CAPABILITY);
+        if flags.kill_privileges && has {
+            let change = SetAttr { kill_privileges: true, ..SetAttr::default() };
+            self.set_attr(ctx, inode.id, &change)?;
+        }
+        Ok(())
+    }
+
+    /// What has to be changed.
+    fn plan(&self, inode: &Rc<Inode>, bytes: &Range<u64>) -> Result<Plan, Need> {
+        let page_size = self.cache.page_size();
+        let size = inode.live.borrow().size;
+        let mut plan = Plan::new();
+        for page in self.cache.pages(bytes) {
+            let state = inode.data.pages.borrow().get(page);
+            let start = page * page_size;
+            let whole = bytes.start <= start && start + page_size <= bytes.end;
+            let fresh = whole || start >= size;
+            if !state.loaded && (state.slot.is_some() || !fresh) {
+                return Err(Need::Load(page));
+            }
+            let reserve = match state.dirty || state.mapped || state.writing {
+                true => 0,
+                false => self.holes(inode, page)?,
+            };
+            plan.push(Target { page, slot: state.slot, reserve });
+        }
+        Ok(plan)
+    }
+
+    /// Blocks of a page that are not mapped.
+    fn holes(&self, inode: &Inode, page: u64) -> Try<u64> {
+        let per_page = self.cache.page_size() / u64::from(self.store.block_size());
+        let (map, blocks) = {
+            let live = inode.live.borrow();
+            (live.map, live.blocks)
+        };
+        if blocks == 0 {
+            return Ok(per_page);
+        }
+        let pieces = self.pieces(map, page * per_page..(page + 1) * per_page)?;
+        Ok(pieces.iter().filter(|piece| piece.stored.is_none()).map(|piece| piece.count).sum())
+    }
+
+    /// Gives the new pages of a plan their slots, all or none.
+    fn take_slots(&self, inode: &Rc<Inode>, plan: &mut Plan) -> Result<(), Need> {
+        if plan.iter().all(|target| target.slot.is_some()) {
+            return Ok(());
+        }
+        let mut taken: SmallVec<[Slot; 4]> = SmallVec::new();
+        plan.iter().filter_map(|target| target.slot).for_each(|slot| self.cache.touch(slot));
+        let absent = plan.iter().filter(|target| target.slot.is_none());
+        let complete = absent.map(|target| self.take_slot(inode.id, target.page)).all(|slot| {
+            taken.extend(slot);
+            slot.is_some()
+        });
+        let mut pages = inode.data.pages.borrow_mut();
+        // One of the plan's own pages may have been given away for another.
+        let lost = plan.iter().find(|target| target.slot.is_some() && pages.get(target.page).slot.is_none());
+        if let Some(need) = lost.map(|target| Need::Load(target.page)).or((!complete).then_some(Need::Relief))
+        {
+            drop(pages);
+            taken.into_iter().for_each(|slot| self.free_slot(slot));
+            return Err(need);
+        }
+        for (target, slot) in plan.iter_mut().filter(|target| target.slot.is_none()).zip(taken) {
+            self.cache.memory(slot).zero();
+            pages.insert(target.page, slot);
+            pages.set_loaded(target.page, false);
+            target.slot = Some(slot);
+        }
+        Ok(())
+    }
+}
+
+/// Changing pages.
+impl Fs {
+    fn change_pages(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        bytes: &Range<u64>,
+        plan: &Plan,
+        src: Source<'_>,
+        mut reservation: Option<&mut Reservation>,
+    ) {
+        let page_size = self.cache.page_size();
+        let mut cursor: Option<Cursor<'_>> = match src {
+            Source::Buffers(src) => Some(src.cursor()),
+            Source::Zeros => None,
+        };
+        for Target { page, slot, reserve } in plan {
+            let Some(slot) = *slot else { continue };
+            let start = (page * page_size).max(bytes.start);
+            let end = ((page + 1) * page_size).min(bytes.end);
+            let part =
+                self.cache.memory(slot).slice((start - page * page_size) as usize, (end - start) as usize);
+            match &mut cursor {
+                Some(cursor) => {
+                    cursor.drain(part);
+                }
+                None => part.zero(),
+            }
+            if let Some(reservation) = reservation.as_deref_mut() {
+                self.cache.reserve_for(inode, slot, reservation, *reserve);
+            }
+            self.cache.touch(slot);
+            self.mark_dirty(inode, *page);
+        }
+    }
+
+    /// Attributes after a write up to byte `end`.
+    pub(super) fn note_write(self: &Rc<Self>, inode: &Rc<Inode>, end: u64, flags: IoFlags) {
+        {
+            let mut live = inode.live.borrow_mut();
+            if end > live.size {
+                live.size = end;
+                // The new last page is in the cache, with zeros behind the end, or its block is written whole.
+                inode.data.tail_clean.set(true);
+            }
+            if !flags.from_cache {
+                live.mtime = self.now();
+                live.ctime = live.mtime;
+            }
+        }
+        self.note_ahead(inode);
+    }
+}

@@ -1,0 +1,466 @@
+//! From the cache to the device.
+//!
+//! Dirty pages are written in batches: blocks are allocated for those that have none, all writes of a batch
+//! are under way together, then transactions map the blocks and move the stored size. A batch is a task of
+//! its own, so that it ends as a whole whoever waits for it.
+//!
+//! A page may change while it is being written: it is dirty again then, and written again.
+
+use std::ops::Range;
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use bdev::{IoBuffers, WriteFlags};
+use reactor::sync::join_all;
+
+use super::arena::Slot;
+use super::extent::Stored;
+use super::load::joined;
+use super::range_lock::{Mode, RangeGuard};
+use crate::error::{FsError, Try};
+use crate::fs::{Fs, Inode};
+use crate::ondisk::{ExtentFlags, InodeFlags, Key};
+use crate::store::{Allocation, Reservation};
+use crate::txn::{Origin, Txn};
+use crate::units::{BlockAddr, BlockRange};
+
+/// How long a change may stay in memory alone.
+const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Pages and runs of a batch.
+const BATCH_PAGES: usize = 256;
+const BATCH_RUNS: usize = 64;
+
+/// Mappings per transaction: each may change an extent and its neighbours.
+const MAPPINGS_PER_TXN: usize = 32;
+
+/// Files that are written at the same time when everything is.
+const FILES_AT_ONCE: usize = 32;
+
+/// Blocks that hold data now and enter the tree next.
+pub(super) enum Mapping {
+    /// New blocks for the file blocks from `start` on.
+    Fresh { start: u64, allocation: Allocation },
+    /// Blocks that were allocated ahead.
+    Written { start: u64, range: BlockRange },
+}
+
+/// Pages under way.
+struct Batch {
+    runs: Vec<Range<u64>>,
+    slots: Vec<(u64, Slot)>,
+    reservation: Option<Reservation>,
+    /// Size of the file when the batch was taken: blocks behind it are not written.
+    size: u64,
+}
+
+/// Where the bytes of a batch went.
+enum Place {
+    Tree,
+    Blocks,
+}
+
+impl Fs {
+    /// Writes the dirty pages of `pages` and waits until they are on the device (not yet durable).
+    ///
+    /// # Errors
+    /// The device's; lack of room that could not be foreseen. The pages count as clean then.
+    pub(super) async fn write_back(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        pages: Range<u64>,
+    ) -> Result<(), FsError> {
+        loop {
+            let (unwritten, waiting) = {
+                let cached = inode.data.pages.borrow();
+                (cached.is_unwritten(&pages), !cached.dirty_runs(&pages, 1, 1).is_empty())
+            };
+            if !unwritten {
+                break;
+            }
+            if !waiting {
+                inode.data.changed().await;
+                continue;
+            }
+            let (fs, file, range) = (self.clone(), inode.clone(), pages.clone());
+            self.store.reactor().spawn(async move { fs.write_batch(&file, &range, false).await }).await?;
+        }
+        self.settle_dirty(inode);
+        Ok(())
+    }
+
+    /// Writes all of a file.
+    ///
+    /// # Errors
+    /// As [`Fs::write_back`].
+    pub(crate) async fn write_back_file(self: &Rc<Self>, inode: &Rc<Inode>) -> Result<(), FsError> {
+        self.write_back(inode, 0..u64::MAX).await
+    }
+
+    /// Moves the content of an inline file to blocks.
+    pub(super) async fn move_to_blocks(self: &Rc<Self>, inode: &Rc<Inode>) -> Result<(), FsError> {
+        while inode.live.borrow().flags.contains(InodeFlags::INLINE) {
+            self.dirty_page(inode, 0).await?;
+            let (fs, file) = (self.clone(), inode.clone());
+            self.store.reactor().spawn(async move { fs.write_batch(&file, &(0..1), true).await }).await?;
+        }
+        Ok(())
+    }
+
+    /// Writes one batch of dirty pages in `pages`, if there are any.
+    async fn write_batch(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        pages: &Range<u64>,
+        to_blocks: bool,
+    ) -> Result<(), FsError> {
+        let Some((_guard, batch)) = self.take_batch(inode, pages).await else { return Ok(()) };
+        let pages: Vec<u64> = batch.slots.iter().map(|(page, _)| *page).collect();
+        let result = self.write_pages(inode, batch, to_blocks).await;
+        let mapped = matches!(result, Ok(Place::Blocks));
+        for page in pages {
+            self.page_written(inode, page, mapped);
+        }
+        if let Err(error) = &result {
+            tracing::error!(inode = inode.id.0, %error, "write-back failed: buffered data is lost");
+            inode.data.error.borrow_mut().get_or_insert_with(|| error.clone());
+        }
+        self.settle_dirty(inode);
+        inode.data.notify();
+        self.cache.relieved.notify_all();
+        result.map(drop)
+    }
+
+    async fn write_pages(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        batch: Batch,
+        to_blocks: bool,
+    ) -> Result<Place, FsError> {
+        if !to_blocks && self.fits_inline(inode) && self.write_inline(inode, &batch).await? {
+            return Ok(Place::Tree);
+        }
+        self.write_blocks(inode, batch).await?;
+        Ok(Place::Blocks)
+    }
+
+    /// Whether a file may be kept in the tree.
+    fn fits_inline(&self, inode: &Inode) -> bool {
+        let live = inode.live.borrow();
+        live.blocks == 0 && live.size <= self.inline_max()
+    }
+
+    /// Takes dirty pages and the lock on their range.
+    async fn take_batch(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        pages: &Range<u64>,
+    ) -> Option<(RangeGuard, Batch)> {
+        loop {
+            let runs = inode.data.pages.borrow().dirty_runs(pages, BATCH_PAGES, BATCH_RUNS);
+            let hull = runs.first()?.start..runs.last()?.end;
+            let Some(guard) = RangeGuard::try_acquire(inode, hull, Mode::WriteBack) else {
+                inode.data.changed().await;
+                continue;
+            };
+            let mut cached = inode.data.pages.borrow_mut();
+            let mut slots = Vec::new();
+            let mut reserved = 0;
+            for page in runs.iter().cloned().flatten() {
+                let Some(slot) = cached.get(page).slot else { continue };
+                cached.begin_writing(page);
+                reserved += self.cache.take_reservation(inode, slot);
+                slots.push((page, slot));
+            }
+            let size = inode.live.borrow().size;
+            let reservation = self.cache.take_reserved(reserved);
+            return Some((guard, Batch { runs, slots, reservation, size }));
+        }
+    }
+
+    /// Puts a small file into the tree. False if it has grown meanwhile.
+    async fn write_inline(self: &Rc<Self>, inode: &Rc<Inode>, batch: &Batch) -> Result<bool, FsError> {
+        let Some((0, slot)) = batch.slots.first() else { return Ok(false) };
+        let page = IoBuffers::new([self.cache.memory(*slot)], self.cache.hold());
+        self.run(|fs| {
+            inode.check_alive()?;
+            if !fs.fits_inline(inode) {
+                return Ok(false);
+            }
+            let mut item = inode.stored_item();
+            item.size = inode.live.borrow().size;
+            item.flags |= InodeFlags::INLINE;
+            let mut content = vec![0; item.size as usize];
+            page.copy_to(0, &mut content);
+            let mut txn = Txn::new(Origin::default());
+            txn.put(Key::inline(item.map), &content);
+            txn.put_inode(inode.id, &item);
+            fs.store.commit(&txn)?;
+            inode.settle(item);
+            Ok(true)
+        })
+        .await
+    }
+
+    async fn write_blocks(self: &Rc<Self>, inode: &Rc<Inode>, batch: Batch) -> Result<(), FsError> {
+        let block = u64::from(self.store.block_size());
+        let per_page = self.cache.page_size() / block;
+        let end_of_file = batch.size.div_ceil(block);
+        let mut reservation = self.run(|fs| fs.store.reserve(0)).await?;
+        if let Some(reserved) = batch.reservation {
+            reservation.merge(reserved);
+        }
+        let io = self.store.begin_io();
+        let (mut writes, mut mappings) = (Vec::new(), Vec::new());
+        let mut slots = batch.slots.iter().map(|(_, slot)| self.cache.memory(*slot));
+        let mut placed = Ok(());
+        for run in &batch.runs {
+            let blocks = run.start * per_page..(run.end * per_page).min(end_of_file);
+            let memory: Vec<_> = slots.by_ref().take((run.end - run.start) as usize).collect();
+            let buffers = IoBuffers::new(joined(&memory), self.cache.hold());
+            placed =
+                self.place_run(inode, &blocks, &buffers, &mut reservation, &mut writes, &mut mappings).await;
+            if placed.is_err() {
+                break;
+            }
+        }
+        // Before blocks or pages are used for something else, every write has ended.
+        let written = join_all(writes).await;
+        drop(io);
+        placed?;
+        written.into_iter().collect::<Result<(), _>>()?;
+        let end = batch.runs.last().map_or(0, |run| run.end) * self.cache.page_size();
+        self.commit_mappings(inode, mappings, batch.size.min(end)).await
+    }
+
+    /// Starts the writes of the file blocks `blocks` and notes what has to be mapped afterwards.
+    pub(super) async fn place_run(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        blocks: &Range<u64>,
+        buffers: &IoBuffers,
+        reservation: &mut Reservation,
+        writes: &mut Vec<bdev::Io>,
+        mappings: &mut Vec<Mapping>,
+    ) -> Result<(), FsError> {
+        let block = u64::from(self.store.block_size());
+        let map = inode.live.borrow().map;
+        let pieces = self.run(|fs| fs.pieces(map, blocks.clone())).await?;
+        let part = |start: u64, count: u64| {
+            buffers.slice(((start - blocks.start) * block) as usize, (count * block) as usize)
+        };
+        for piece in pieces {
+            match piece.stored {
+                Some(Stored { addr, unwritten }) => {
+                    self.queue_writes(addr, part(piece.start, piece.count), writes);
+                    if unwritten {
+                        let range = BlockRange::new(addr, piece.count as u32);
+                        mappings.push(Mapping::Written { start: piece.start, range });
+                    }
+                }
+                None => {
+                    let mut at = piece.start;
+                    while at < piece.start + piece.count {
+                        let want = piece.start + piece.count - at;
+                        self.ensure_reserved(reservation, want).await?;
+                        let goal = self.goal(inode, at, mappings).await?;
+                        let allocation = self.allocate(reservation, goal, want as u32).await?;
+                        let range = allocation.range();
+                        self.queue_writes(range.start, part(at, u64::from(range.count)), writes);
+                        mappings.push(Mapping::Fresh { start: at, allocation });
+                        at += u64::from(range.count);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where the next blocks of the file should lie: behind those before them.
+    pub(super) async fn goal(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        start: u64,
+        mappings: &[Mapping],
+    ) -> Result<Option<BlockAddr>, FsError> {
+        if let Some(Mapping::Fresh { start: before, allocation }) = mappings.last()
+            && before + u64::from(allocation.range().count) == start
+        {
+            return Ok(Some(allocation.range().end()));
+        }
+        let map = inode.live.borrow().map;
+        let before = self.run(|fs| fs.extent_before(map, start)).await?;
+        Ok(before.map(|(at, item)| BlockAddr(item.device_range().start.0 + (start - at))))
+    }
+
+    pub(super) fn queue_writes(&self, addr: BlockAddr, buffers: IoBuffers, writes: &mut Vec<bdev::Io>) {
+        let offset = addr.0 * u64::from(self.store.block_size());
+        for (at, part) in self.transfers(&buffers) {
+            writes.push(self.store.bdev().write(offset + at, part, WriteFlags::NONE));
+        }
+    }
+
+    async fn ensure_reserved(
+        self: &Rc<Self>,
+        reservation: &mut Reservation,
+        blocks: u64,
+    ) -> Result<(), FsError> {
+        let lacking = blocks.saturating_sub(reservation.blocks());
+        if lacking > 0 {
+            reservation.merge(self.run(|fs| fs.store.reserve(lacking)).await?);
+        }
+        Ok(())
+    }
+
+    pub(super) async fn allocate(
+        self: &Rc<Self>,
+        reservation: &mut Reservation,
+        goal: Option<BlockAddr>,
+        want: u32,
+    ) -> Result<Allocation, FsError> {
+        loop {
+            match self.store.allocate(reservation, goal, want) {
+                Ok(allocation) => return Ok(allocation),
+                Err(crate::Stop::Fail(error)) => return Err(error),
+                Err(crate::Stop::Wait(wait)) => self.wait(wait).await?,
+            }
+        }
+    }
+
+    /// Maps written blocks, and moves the stored size up to `size`.
+    pub(super) async fn commit_mappings(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        mut mappings: Vec<Mapping>,
+        size: u64,
+    ) -> Result<(), FsError> {
+        loop {
+            let rest = mappings.split_off(first_part(&mappings));
+            let size = rest.is_empty().then_some(size);
+            self.run(|fs| fs.commit_some(inode, &mappings, size)).await?;
+            for mapping in mappings {
+                if let Mapping::Fresh { allocation, .. } = mapping {
+                    allocation.committed();
+                }
+            }
+            if rest.is_empty() {
+                return Ok(());
+            }
+            mappings = rest;
+        }
+    }
+
+    fn commit_some(&self, inode: &Rc<Inode>, mappings: &[Mapping], size: Option<u64>) -> Try<()> {
+        inode.check_alive()?;
+        let mut item = inode.stored_item();
+        let mut txn = Txn::new(Origin::default());
+        if item.flags.contains(InodeFlags::INLINE) {
+            txn.delete(Key::inline(item.map));
+            item.flags.remove(InodeFlags::INLINE);
+        }
+        for mapping in mappings {
+            match mapping {
+                Mapping::Written { start, range } => {
+                    self.unmap(&mut txn, item.map, &(*start..start + u64::from(range.count)), false)?;
+                    self.map(&mut txn, item.map, *start, *range, ExtentFlags::empty())?;
+                }
+                Mapping::Fresh { start, allocation } => {
+                    let range = allocation.range();
+                    txn.alloc(range);
+                    self.map(&mut txn, item.map, *start, range, ExtentFlags::empty())?;
+                    item.blocks += u64::from(range.count);
+                }
+            }
+        }
+        item.size = item.size.max(size.unwrap_or(0));
+        if txn.is_empty() && item.size == inode.stored_size.get() {
+            // Overwritten in place: the times follow with the next sync.
+            return Ok(());
+        }
+        txn.put_inode(inode.id, &item);
+        self.store.commit(&txn)?;
+        inode.settle(item);
+        Ok(())
+    }
+}
+
+/// How many mappings go into one transaction: some fresh ones, then at most one of blocks that were allocated
+/// ahead. Two of those may split the same extent, and a transaction sees extents as they were before it.
+fn first_part(mappings: &[Mapping]) -> usize {
+    let written = mappings.iter().position(|mapping| matches!(mapping, Mapping::Written { .. }));
+    written.map_or(mappings.len(), |at| at + 1).min(MAPPINGS_PER_TXN)
+}
+
+/// When it happens.
+impl Fs {
+    /// Waits until some pages have become clean or loaded.
+    pub(super) async fn relief(self: &Rc<Self>) {
+        let relieved = self.cache.relieved.notified();
+        self.start_flush();
+        relieved.await;
+    }
+
+    /// Attributes are ahead of the tree: they follow with the next flush at the latest.
+    pub(super) fn note_ahead(self: &Rc<Self>, inode: &Rc<Inode>) {
+        inode.ahead.set(true);
+        self.list_dirty(inode);
+        if !self.cache.timer_armed.get() {
+            self.arm_flush_timer();
+        }
+    }
+
+    /// Writes everything in some time.
+    pub(super) fn arm_flush_timer(self: &Rc<Self>) {
+        self.cache.timer_armed.set(true);
+        let (fs, reactor) = (Rc::downgrade(self), self.store.reactor().clone());
+        drop(self.store.reactor().spawn(async move {
+            reactor.sleep(FLUSH_INTERVAL).await;
+            if let Some(fs) = fs.upgrade() {
+                fs.cache.timer_armed.set(false);
+                fs.start_flush();
+            }
+        }));
+    }
+
+    /// Writes everything that is dirty now, in the background.
+    pub(super) fn start_flush(self: &Rc<Self>) {
+        if self.cache.flushing.replace(true) {
+            return;
+        }
+        let fs: Weak<Self> = Rc::downgrade(self);
+        drop(self.store.reactor().spawn(async move {
+            let Some(fs) = fs.upgrade() else { return };
+            // Each file keeps its own error for its next sync.
+            let _ = fs.write_back_all().await;
+            fs.cache.flushing.set(false);
+            fs.cache.relieved.notify_all();
+            if !fs.cache.is_clean() && !fs.cache.timer_armed.get() {
+                fs.arm_flush_timer();
+            }
+        }));
+    }
+
+    /// Writes everything that is dirty now.
+    ///
+    /// # Errors
+    /// The first one; the other files are written all the same.
+    pub(super) async fn write_back_all(self: &Rc<Self>) -> Result<(), FsError> {
+        let mut first = Ok(());
+        let files = self.cache.dirty_files();
+        for some in files.chunks(FILES_AT_ONCE) {
+            let writes = some.iter().map(|inode| {
+                let (fs, inode) = (self.clone(), inode.clone());
+                async move {
+                    fs.write_back_file(&inode).await?;
+                    fs.run(|fs| fs.fold(&inode)).await?;
+                    fs.settle_dirty(&inode);
+                    Ok(())
+                }
+            });
+            for result in join_all(writes).await {
+                first = first.and(result);
+            }
+        }
+        first
+    }
+}
