@@ -12,6 +12,7 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
 
 use reactor::Reactor;
 
@@ -250,9 +251,15 @@ impl Queue {
             bytes += chain.bytes();
             match device.serve(self.index, chain, &memory) {
                 Served::Done(written) => self.complete(popped, written),
-                Served::Pending(answer) => {
-                    let queue = self.clone();
-                    reactor.spawn(async move { queue.complete(popped, answer.await) });
+                Served::Pending(mut answer) => {
+                    // What never waits, such as I/O of a device in memory, needs no task.
+                    match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                        Poll::Ready(written) => self.complete(popped, written),
+                        Poll::Pending => {
+                            let queue = self.clone();
+                            reactor.spawn(async move { queue.complete(popped, answer.await) });
+                        }
+                    }
                 }
                 Served::Unanswerable => {
                     popped.abandon();

@@ -67,6 +67,16 @@ impl Fs {
         }
         let block = u64::from(self.store.block_size());
         let blocks = bytes.start / block..bytes.end.div_ceil(block);
+        let first = self.run(|fs| fs.piece_at(item.map, blocks.start, blocks.end)).await?;
+        if let Some(Stored { addr, unwritten: false }) = first.stored
+            && first.count == blocks.end - blocks.start
+            && dst.len() as u64 == first.count * block
+            && self.store.bdev().limits().accepts(dst)
+        {
+            let _io = self.store.begin_io();
+            self.store.bdev().read(addr.0 * block, dst.clone()).await?;
+            return Ok(dst.len());
+        }
         let pieces = self.run(|fs| fs.pieces(item.map, blocks.clone())).await?;
         let io = self.store.begin_io();
         let (mut reads, mut bounced) = (Vec::new(), Vec::new());
