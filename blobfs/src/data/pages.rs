@@ -222,6 +222,13 @@ impl PageMap {
         self.any(pages, |chunk| chunk.dirty | chunk.writing)
     }
 
+    /// The first page of `pages` that is newer than the device, or on its way there.
+    pub(super) fn first_unwritten(&self, pages: &Range<u64>) -> Option<u64> {
+        self.chunks.range(chunk_range(pages)).find_map(|(number, chunk)| {
+            bits((chunk.dirty | chunk.writing) & mask(*number, pages)).next().map(|bit| number * CHUNK + bit)
+        })
+    }
+
     /// Dirty pages of `pages` that are not being written, the first `most` of them, as runs.
     pub(super) fn dirty_runs(&self, pages: &Range<u64>, most: usize, runs_max: usize) -> Vec<Range<u64>> {
         let mut runs: Vec<Range<u64>> = Vec::new();

@@ -6,11 +6,13 @@
 //!
 //! A page may change while it is being written: it is dirty again then, and written again.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
 use bdev::{IoBuffers, WriteFlags};
+use reactor::JoinHandle;
 use reactor::sync::join_all;
 
 use super::arena::Slot;
@@ -30,6 +32,9 @@ const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
 /// Pages and runs of a batch.
 const BATCH_PAGES: usize = 256;
 const BATCH_RUNS: usize = 64;
+
+/// Batches of a file under way at the same time.
+const BATCHES_AT_ONCE: usize = 4;
 
 /// Mappings per transaction: each may change an extent and its neighbours.
 const MAPPINGS_PER_TXN: usize = 32;
@@ -54,6 +59,13 @@ struct Batch {
     size: u64,
 }
 
+impl Batch {
+    /// Page behind the last one.
+    fn end(&self) -> u64 {
+        self.runs.last().map_or(0, |run| run.end)
+    }
+}
+
 /// Where the bytes of a batch went.
 enum Place {
     Tree,
@@ -61,7 +73,8 @@ enum Place {
 }
 
 impl Fs {
-    /// Writes the dirty pages of `pages` and waits until they are on the device (not yet durable).
+    /// Writes the pages of `pages` that are dirty now and waits until they are on the device (not yet
+    /// durable). One sweep: pages that become dirty behind it are left for the next.
     ///
     /// # Errors
     /// The device's; lack of room that could not be foreseen. The pages count as clean then.
@@ -70,20 +83,31 @@ impl Fs {
         inode: &Rc<Inode>,
         pages: Range<u64>,
     ) -> Result<(), FsError> {
+        let end = inode.live.borrow().size.div_ceil(self.cache.page_size()).min(pages.end);
+        let mut at = pages.start;
+        let mut under_way = VecDeque::new();
         loop {
-            let (unwritten, waiting) = {
-                let cached = inode.data.pages.borrow();
-                (cached.is_unwritten(&pages), !cached.dirty_runs(&pages, 1, 1).is_empty())
-            };
-            if !unwritten {
-                break;
+            let next = inode.data.pages.borrow().first_unwritten(&(at..end));
+            let Some(next) = next else { break };
+            if under_way.len() == BATCHES_AT_ONCE
+                && let Some(batch) = under_way.pop_front()
+            {
+                batch.await?;
+                continue;
             }
-            if !waiting {
+            if inode.data.pages.borrow().get(next).writing {
                 inode.data.changed().await;
                 continue;
             }
-            let (fs, file, range) = (self.clone(), inode.clone(), pages.clone());
-            self.store.reactor().spawn(async move { fs.write_batch(&file, &range, false).await }).await?;
+            let Some((guard, batch)) = self.take_batch(inode, &(next..end)) else {
+                inode.data.changed().await;
+                continue;
+            };
+            at = batch.end();
+            under_way.push_back(self.spawn_batch(inode, guard, batch, false));
+        }
+        for batch in under_way {
+            batch.await?;
         }
         self.settle_dirty(inode);
         Ok(())
@@ -101,20 +125,36 @@ impl Fs {
     pub(super) async fn move_to_blocks(self: &Rc<Self>, inode: &Rc<Inode>) -> Result<(), FsError> {
         while inode.live.borrow().flags.contains(InodeFlags::INLINE) {
             self.dirty_page(inode, 0).await?;
-            let (fs, file) = (self.clone(), inode.clone());
-            self.store.reactor().spawn(async move { fs.write_batch(&file, &(0..1), true).await }).await?;
+            match self.take_batch(inode, &(0..1)) {
+                Some((guard, batch)) => self.spawn_batch(inode, guard, batch, true).await?,
+                None => inode.data.changed().await,
+            }
         }
         Ok(())
     }
 
-    /// Writes one batch of dirty pages in `pages`, if there are any.
+    /// Writes a batch in a task.
+    fn spawn_batch(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        guard: RangeGuard,
+        batch: Batch,
+        to_blocks: bool,
+    ) -> JoinHandle<Result<(), FsError>> {
+        let (fs, inode) = (self.clone(), inode.clone());
+        self.store.reactor().spawn(async move {
+            let result = fs.write_batch(&inode, batch, to_blocks).await;
+            drop(guard);
+            result
+        })
+    }
+
     async fn write_batch(
         self: &Rc<Self>,
         inode: &Rc<Inode>,
-        pages: &Range<u64>,
+        batch: Batch,
         to_blocks: bool,
     ) -> Result<(), FsError> {
-        let Some((_guard, batch)) = self.take_batch(inode, pages).await else { return Ok(()) };
         let pages: Vec<u64> = batch.slots.iter().map(|(page, _)| *page).collect();
         let result = self.write_pages(inode, batch, to_blocks).await;
         let mapped = matches!(result, Ok(Place::Blocks));
@@ -150,32 +190,23 @@ impl Fs {
         live.blocks == 0 && live.size <= self.inline_max()
     }
 
-    /// Takes dirty pages and the lock on their range.
-    async fn take_batch(
-        self: &Rc<Self>,
-        inode: &Rc<Inode>,
-        pages: &Range<u64>,
-    ) -> Option<(RangeGuard, Batch)> {
-        loop {
-            let runs = inode.data.pages.borrow().dirty_runs(pages, BATCH_PAGES, BATCH_RUNS);
-            let hull = runs.first()?.start..runs.last()?.end;
-            let Some(guard) = RangeGuard::try_acquire(inode, hull, Mode::WriteBack) else {
-                inode.data.changed().await;
-                continue;
-            };
-            let mut cached = inode.data.pages.borrow_mut();
-            let mut slots = Vec::new();
-            let mut reserved = 0;
-            for page in runs.iter().cloned().flatten() {
-                let Some(slot) = cached.get(page).slot else { continue };
-                cached.begin_writing(page);
-                reserved += self.cache.take_reservation(inode, slot);
-                slots.push((page, slot));
-            }
-            let size = inode.live.borrow().size;
-            let reservation = self.cache.take_reserved(reserved);
-            return Some((guard, Batch { runs, slots, reservation, size }));
+    /// Takes the first dirty pages of `pages` and the lock on their range, unless somebody else has it.
+    fn take_batch(self: &Rc<Self>, inode: &Rc<Inode>, pages: &Range<u64>) -> Option<(RangeGuard, Batch)> {
+        let mut cached = inode.data.pages.borrow_mut();
+        let runs = cached.dirty_runs(pages, BATCH_PAGES, BATCH_RUNS);
+        let hull = runs.first()?.start..runs.last()?.end;
+        let guard = RangeGuard::try_acquire(inode, hull, Mode::WriteBack)?;
+        let mut slots = Vec::new();
+        let mut reserved = 0;
+        for page in runs.iter().cloned().flatten() {
+            let Some(slot) = cached.get(page).slot else { continue };
+            cached.begin_writing(page);
+            reserved += self.cache.take_reservation(inode, slot);
+            slots.push((page, slot));
         }
+        let size = inode.live.borrow().size;
+        let reservation = self.cache.take_reserved(reserved);
+        Some((guard, Batch { runs, slots, reservation, size }))
     }
 
     /// Puts a small file into the tree. False if it has grown meanwhile.
@@ -206,6 +237,7 @@ impl Fs {
         let block = u64::from(self.store.block_size());
         let per_page = self.cache.page_size() / block;
         let end_of_file = batch.size.div_ceil(block);
+        let stored_size = batch.size.min(batch.end() * self.cache.page_size());
         let mut reservation = self.run(|fs| fs.store.reserve(0)).await?;
         if let Some(reserved) = batch.reservation {
             reservation.merge(reserved);
@@ -229,8 +261,7 @@ impl Fs {
         drop(io);
         placed?;
         written.into_iter().collect::<Result<(), _>>()?;
-        let end = batch.runs.last().map_or(0, |run| run.end) * self.cache.page_size();
-        self.commit_mappings(inode, mappings, batch.size.min(end)).await
+        self.commit_mappings(inode, mappings, stored_size).await
     }
 
     /// Starts the writes of the file blocks `blocks` and notes what has to be mapped afterwards.
