@@ -27,9 +27,9 @@ use vhostfs_bench::{
 #[derive(Debug, Parser)]
 #[command(version)]
 struct Arguments {
-    /// Tables, or parts of the names of rows, to measure
-    #[arg(value_name = "NAME")]
-    names: Vec<String>,
+    /// Measure only this table, or the rows whose name contains ROW; may be repeated
+    #[arg(long, value_name = "ROW")]
+    only: Vec<String>,
     /// Fewer and shorter rounds, smaller files: for a look, not for the record
     #[arg(long)]
     quick: bool,
@@ -70,7 +70,7 @@ fn execute(arguments: Arguments) -> anyhow::Result<()> {
     let programs = programs(&arguments)?;
     let scratch = arguments.scratch.unwrap_or_else(default_scratch_parent);
     let environment = environment(&programs, &scratch);
-    let run = Run::new(arguments.names, programs, arguments.quick, &scratch)?;
+    let run = Run::new(arguments.only, programs, arguments.quick, &scratch)?;
     let mut results = Results { environment, calibration: Calibration::measure()?, tables: Vec::new() };
     print!("{}\n{}\n", report::terminal::environment(&results), report::terminal::headings());
     results.tables = cases::run(&run)?;

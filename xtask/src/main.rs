@@ -41,7 +41,7 @@ enum Command {
     },
     /// Install what is missing and run every test; the last line counts them.
     Test(test::Options),
-    /// Run benchmarks: all, or those whose name contains NAME.
+    /// Install what is missing and measure vhostfs beside virtiofsd; -- --help tells the options.
     Bench {
         /// Passed on to the benchmark program, like everything after it.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

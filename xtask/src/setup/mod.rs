@@ -63,6 +63,14 @@ pub(crate) fn ensure(
     Ok(artifacts)
 }
 
+/// Makes present what benchmarks need, and returns the peer, virtiofsd.
+pub(crate) fn ensure_peer() -> anyhow::Result<PathBuf> {
+    let cache = cache_dir()?;
+    apt::ensure_installed(&[apt::BENCHMARKS])?;
+    tools::VIRTIOFSD.ensure(&cache)?;
+    Ok(tools::VIRTIOFSD.path(&cache))
+}
+
 /// Installs the packages that `purpose` needs and that are missing.
 fn packages(purpose: Purpose) -> anyhow::Result<()> {
     apt::ensure_installed(match purpose {

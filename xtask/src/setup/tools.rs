@@ -1,4 +1,4 @@
-//! Test programs from crates.io, built into the cache.
+//! Test programs and the peer of benchmarks from crates.io, built into the cache.
 
 use std::{
     path::{Path, PathBuf},
@@ -21,6 +21,9 @@ pub(super) const PJDFSTEST: Tool = Tool { name: "pjdfstest", version: "0.2.2" };
 
 /// File system exerciser.
 pub(super) const FSX: Tool = Tool { name: "fsx", version: "0.3.2" };
+
+/// The peer of the benchmarks: the virtio-fs daemon that exports a folder of the host.
+pub(super) const VIRTIOFSD: Tool = Tool { name: "virtiofsd", version: "1.14.0" };
 
 impl Tool {
     /// Where the program lies. The version is in the path, so that another version is another program.
