@@ -114,7 +114,7 @@ impl Fs {
 
     /// The access time moves when it would otherwise be older than a change (`relatime`).
     #[inline]
-    pub(super) fn touch_atime(&self, inode: &Inode) {
+    fn touch_atime(self: &Rc<Self>, inode: &Rc<Inode>) {
         let stale = {
             let live = inode.live.borrow();
             live.atime <= live.mtime || live.atime <= live.ctime
@@ -125,10 +125,10 @@ impl Fs {
     }
 
     #[cold]
-    fn set_atime(&self, inode: &Inode) {
+    fn set_atime(self: &Rc<Self>, inode: &Rc<Inode>) {
         if self.check_writable().is_ok() {
             inode.live.borrow_mut().atime = self.now();
-            inode.ahead.set(true);
+            self.note_ahead(inode);
         }
     }
 }

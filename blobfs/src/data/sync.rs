@@ -46,7 +46,8 @@ impl Fs {
     /// # Errors
     /// As [`Fs::sync_inode`].
     pub async fn sync_all(self: &Rc<Self>) -> Result<(), FsError> {
-        self.write_back_all().await?;
-        self.store.sync(self.store.last_seq()).await
+        let written = self.write_back_all().await;
+        self.store.sync(self.store.last_seq()).await?;
+        written
     }
 }

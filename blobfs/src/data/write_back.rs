@@ -36,8 +36,11 @@ const BATCH_RUNS: usize = 64;
 /// Batches of a file under way at the same time.
 const BATCHES_AT_ONCE: usize = 4;
 
-/// Mappings per transaction: each may change an extent and its neighbours.
+/// Mappings per transaction, at most: more would not save anything.
 const MAPPINGS_PER_TXN: usize = 32;
+
+/// Bytes that a mapping takes in a transaction, at most: an allocated range, an extent and its neighbours.
+const MAPPING_LEN: usize = 192;
 
 /// Files that are written at the same time when everything is.
 const FILES_AT_ONCE: usize = 32;
@@ -366,7 +369,7 @@ impl Fs {
         size: u64,
     ) -> Result<(), FsError> {
         loop {
-            let rest = mappings.split_off(first_part(&mappings));
+            let rest = mappings.split_off(self.first_part(&mappings));
             let size = rest.is_empty().then_some(size);
             self.run(|fs| fs.commit_some(inode, &mappings, size)).await?;
             for mapping in mappings {
@@ -379,6 +382,15 @@ impl Fs {
             }
             mappings = rest;
         }
+    }
+
+    /// How many mappings go into one transaction: some fresh ones, then at most one of blocks that were
+    /// allocated ahead. Two of those may split the same extent, and a transaction sees extents as they were
+    /// before it.
+    fn first_part(&self, mappings: &[Mapping]) -> usize {
+        let most = (self.store.txn_len_max() / 2 / MAPPING_LEN).clamp(1, MAPPINGS_PER_TXN);
+        let written = mappings.iter().position(|mapping| matches!(mapping, Mapping::Written { .. }));
+        written.map_or(mappings.len(), |at| at + 1).min(most)
     }
 
     fn commit_some(&self, inode: &Rc<Inode>, mappings: &[Mapping], size: Option<u64>) -> Try<()> {
@@ -413,13 +425,6 @@ impl Fs {
         inode.settle(item);
         Ok(())
     }
-}
-
-/// How many mappings go into one transaction: some fresh ones, then at most one of blocks that were allocated
-/// ahead. Two of those may split the same extent, and a transaction sees extents as they were before it.
-fn first_part(mappings: &[Mapping]) -> usize {
-    let written = mappings.iter().position(|mapping| matches!(mapping, Mapping::Written { .. }));
-    written.map_or(mappings.len(), |at| at + 1).min(MAPPINGS_PER_TXN)
 }
 
 /// When it happens.
