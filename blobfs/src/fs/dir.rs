@@ -36,7 +36,7 @@ pub(super) enum Place {
 }
 
 /// Fails for what cannot be the name of an entry.
-pub(super) fn check_name(name: &[u8]) -> Result<(), FsError> {
+pub(crate) fn check_name(name: &[u8]) -> Result<(), FsError> {
     match name {
         b"" | b"." | b".." => Err(FsError::Invalid),
         _ if name.len() > NAME_LEN_MAX => Err(FsError::NameTooLong),

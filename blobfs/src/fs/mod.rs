@@ -40,9 +40,12 @@ use crate::txn::{Origin, Txn};
 use crate::units::InodeId;
 
 pub(crate) use attr::{regular_file, without_privileges};
+pub(crate) use dir::check_name;
 pub use inode::Inode;
 pub use mount::MountOptions;
+pub(crate) use mount::libc_mode;
 pub use types::*;
+pub(crate) use xattr::xattr_flags;
 
 /// A mounted file system: one per image, on one thread, shared by `Rc`.
 pub struct Fs {

@@ -34,7 +34,8 @@ enum Place {
     Free(Option<Key>),
 }
 
-fn flags_of(name: &[u8]) -> InodeFlags {
+/// What an inode's flags say when it has an attribute of that name.
+pub(crate) fn xattr_flags(name: &[u8]) -> InodeFlags {
     InodeFlags::XATTRS
         | match name {
             ACL_ACCESS | ACL_DEFAULT => InodeFlags::ACL,
@@ -69,7 +70,7 @@ impl Fs {
     /// [`FsError::NoAttribute`].
     pub fn get_xattr(&self, _ctx: &Context, inode: InodeId, name: &[u8]) -> Try<Vec<u8>> {
         let flags = self.inode(inode)?.live.borrow().flags;
-        if !flags.contains(flags_of(name)) {
+        if !flags.contains(xattr_flags(name)) {
             return Err(FsError::NoAttribute.into());
         }
         self.xattr_value(inode, name)?.ok_or(FsError::NoAttribute.into())
@@ -139,7 +140,7 @@ impl Fs {
                 }
             }
         }
-        item.flags |= flags_of(name);
+        item.flags |= xattr_flags(name);
         item.ctime = self.now();
         txn.put_with(key, |out| encode_xattr_inline(name, value, out));
         txn.put_inode(inode, &item);
@@ -201,7 +202,7 @@ impl Fs {
             key.offset += 1;
         }
         txn.put_with(key, |out| encode_xattr_inline(name, value, out));
-        item.flags |= flags_of(name);
+        item.flags |= xattr_flags(name);
         Ok(())
     }
 

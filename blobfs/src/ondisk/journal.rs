@@ -84,17 +84,25 @@ pub fn seal_block(block: &mut [u8], id: &BlockId) -> u32 {
     crc
 }
 
+/// Identity and length in bytes of the block that starts with `bytes`; its checksum is not checked yet.
+pub fn block_header(bytes: &[u8]) -> Option<(BlockId, usize)> {
+    let (header, _) = RawHeader::ref_from_prefix(bytes).ok()?;
+    let len = header.len.get() as usize;
+    let id = BlockId {
+        uuid: header.uuid,
+        epoch: header.epoch.get(),
+        seq: header.seq.get(),
+        previous_crc: header.previous_crc.get(),
+    };
+    let fits =
+        header.magic.get() == JOURNAL_MAGIC && (JOURNAL_HEADER_LEN..=JOURNAL_BLOCK_LEN_MAX).contains(&len);
+    fits.then_some((id, len))
+}
+
 /// Length in bytes of the block that starts with `bytes`, when it is the block with that id (its checksum
 /// is not checked yet).
 pub fn block_len(bytes: &[u8], id: &BlockId) -> Option<usize> {
-    let (header, _) = RawHeader::ref_from_prefix(bytes).ok()?;
-    let len = header.len.get() as usize;
-    let fits = header.magic.get() == JOURNAL_MAGIC
-        && header.uuid == id.uuid
-        && header.epoch.get() == id.epoch
-        && header.seq.get() == id.seq
-        && header.previous_crc.get() == id.previous_crc;
-    (fits && (JOURNAL_HEADER_LEN..=JOURNAL_BLOCK_LEN_MAX).contains(&len)).then_some(len)
+    block_header(bytes).filter(|(found, _)| found == id).map(|(_, len)| len)
 }
 
 /// Checksum of a whole block, when it is the stored one.

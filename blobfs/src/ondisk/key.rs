@@ -1,5 +1,7 @@
 //! Keys of the item tree: (owner, kind, offset), ordered in that order.
 
+use std::hash::Hasher;
+
 use crate::units::{InodeId, MapId};
 
 /// Kind of an item. Numbers leave gaps for kinds that come later; the order decides what lies together.
@@ -59,6 +61,14 @@ pub const NAME_HASH_BITS: u32 = 55;
 /// Bits below the hash that tell entries with equal hashes apart. 55 + 8 bits keep a readdir cookie, which
 /// is the offset itself, below 2^63.
 pub const SLOT_BITS: u32 = 8;
+
+/// Keyed hash of a name: [`NAME_HASH_BITS`] bits, never 0.
+pub fn name_hash(hash_key: [u64; 2], name: &[u8]) -> u64 {
+    let [first, second] = hash_key;
+    let mut hasher = siphasher::sip::SipHasher13::new_with_keys(first, second);
+    hasher.write(name);
+    (hasher.finish() >> (64 - NAME_HASH_BITS)).max(1)
+}
 
 /// Key of an item.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -15,7 +15,7 @@ pub use item::{
     DirentRef, ExtentFlags, ExtentItem, InodeFlags, InodeItem, Timestamp, XattrRef, encode_dirent,
     encode_xattr_inline, encode_xattr_stored,
 };
-pub use key::{Key, Kind, NAME_HASH_BITS, SLOT_BITS};
+pub use key::{Key, Kind, NAME_HASH_BITS, SLOT_BITS, name_hash};
 
 /// CRC-32C (Castagnoli) of `bytes`: the checksum of everything on the device.
 pub(crate) fn crc32c(bytes: &[u8]) -> u32 {

@@ -9,7 +9,7 @@ use crate::ondisk::{Key, bitmap};
 use crate::units::BlockRange;
 
 /// Whether blocks belong to file data: neither superblocks, journal nor outside.
-fn in_data_area(superblock: &Superblock, start: u64, count: u64) -> bool {
+pub(crate) fn in_data_area(superblock: &Superblock, start: u64, count: u64) -> bool {
     let end = start.checked_add(count);
     count > 0
         && start >= superblock.first_data_block()
@@ -17,13 +17,13 @@ fn in_data_area(superblock: &Superblock, start: u64, count: u64) -> bool {
 }
 
 /// Whether a chunk can be there.
-pub(super) fn chunk_in_data_area(superblock: &Superblock, start: u64, nodes: u32) -> bool {
+pub(crate) fn chunk_in_data_area(superblock: &Superblock, start: u64, nodes: u32) -> bool {
     (1..=CHUNK_NODES).contains(&nodes)
         && in_data_area(superblock, start, u64::from(nodes) * superblock.node_blocks())
 }
 
 /// The groups that a range touches, with the bits in each.
-pub(super) fn groups(
+pub(crate) fn groups(
     superblock: &Superblock,
     start: u64,
     count: u64,

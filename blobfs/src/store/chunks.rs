@@ -9,7 +9,7 @@ use crate::ondisk::chunk_map::{ChunkEntry, mask};
 use crate::units::BlockAddr;
 
 /// All chunks of a file system.
-pub(super) struct Chunks {
+pub(crate) struct Chunks {
     node_blocks: u64,
     /// By first block: use bits and number of nodes.
     chunks: BTreeMap<u64, ChunkEntry>,
@@ -21,7 +21,7 @@ pub(super) struct Chunks {
 
 impl Chunks {
     /// No chunks.
-    pub(super) fn new(node_blocks: u64) -> Self {
+    pub(crate) fn new(node_blocks: u64) -> Self {
         Self { node_blocks, chunks: BTreeMap::new(), free: 0, total: 0, cursor: 0 }
     }
 
@@ -36,23 +36,23 @@ impl Chunks {
     }
 
     /// Number of chunks.
-    pub(super) fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.chunks.len()
     }
 
     /// All chunks in order.
-    pub(super) fn entries(&self) -> impl Iterator<Item = ChunkEntry> + '_ {
+    pub(crate) fn entries(&self) -> impl Iterator<Item = ChunkEntry> + '_ {
         self.chunks.values().copied()
     }
 
     /// Whether blocks belong to a chunk.
-    pub(super) fn overlaps(&self, start: u64, count: u64) -> bool {
+    pub(crate) fn overlaps(&self, start: u64, count: u64) -> bool {
         let before = self.chunks.range(..start + count).next_back();
         before.is_some_and(|(_, chunk)| chunk.start + u64::from(chunk.nodes) * self.node_blocks > start)
     }
 
     /// Adds a chunk; `false` when it overlaps one that is there.
-    pub(super) fn add(&mut self, entry: ChunkEntry) -> bool {
+    pub(crate) fn add(&mut self, entry: ChunkEntry) -> bool {
         if self.overlaps(entry.start, u64::from(entry.nodes) * self.node_blocks) {
             return false;
         }
@@ -80,7 +80,8 @@ impl Chunks {
         Some(BlockAddr(start + index * self.node_blocks))
     }
 
-    fn find(&self, addr: BlockAddr) -> Option<(u64, u64)> {
+    /// First block of the chunk that a place lies in, and the place's bit.
+    pub(crate) fn find(&self, addr: BlockAddr) -> Option<(u64, u64)> {
         let (start, chunk) = self.chunks.range(..=addr.0).next_back()?;
         let distance = addr.0 - start;
         let index = distance / self.node_blocks;
@@ -89,7 +90,7 @@ impl Chunks {
     }
 
     /// Whether a place lies in a chunk and is used.
-    pub(super) fn is_used(&self, addr: BlockAddr) -> bool {
+    pub(crate) fn is_used(&self, addr: BlockAddr) -> bool {
         self.find(addr).is_some_and(|(start, bit)| self.chunks[&start].used & bit != 0)
     }
 

@@ -87,7 +87,8 @@ pub fn choose_superblock(
     }
 }
 
-pub(super) async fn read(bdev: &Rc<dyn Bdev>, offset: u64, len: usize) -> Result<Rc<AlignedBuf>, BdevError> {
+/// Reads bytes in transfers that the device takes.
+pub(crate) async fn read(bdev: &Rc<dyn Bdev>, offset: u64, len: usize) -> Result<Rc<AlignedBuf>, BdevError> {
     let buf = Rc::new(AlignedBuf::zeroed(len, buffer_align(bdev)));
     let buffers = IoBuffers::from_aligned(&buf);
     let part = bdev.limits().max_transfer.max(1);
@@ -126,53 +127,12 @@ impl Image {
 
     /// Applies the valid part of the journal: from the checkpoint's tail on, each block that is the next one.
     async fn replay(&mut self, bdev: &Rc<dyn Bdev>) -> Result<(), OpenError> {
-        while let Some((block, next)) = self.next_block(bdev).await? {
+        while let Some((block, next)) = read_journal_block(bdev, &self.superblock, self.journal_end).await? {
             self.apply_block(&block)?;
             self.journal_end = next;
             self.replayed.blocks += 1;
         }
         Ok(())
-    }
-
-    /// The next valid block: at the expected place, or at the start when it did not fit there.
-    async fn next_block(&self, bdev: &Rc<dyn Bdev>) -> Result<Option<(Vec<u8>, JournalTail)>, OpenError> {
-        let end = self.journal_end;
-        for pos in [end.pos, 0] {
-            if let Some(found) = self.block_at(bdev, pos).await? {
-                return Ok(Some(found));
-            }
-        }
-        Ok(None)
-    }
-
-    async fn block_at(
-        &self,
-        bdev: &Rc<dyn Bdev>,
-        pos: u64,
-    ) -> Result<Option<(Vec<u8>, JournalTail)>, OpenError> {
-        let superblock = &self.superblock;
-        let (area, unit) = (superblock.journal_bytes(), u64::from(superblock.block_size));
-        let start = superblock.journal_start * unit + pos;
-        if pos + unit > area {
-            return Ok(None);
-        }
-        let end = self.journal_end;
-        let id = BlockId {
-            uuid: superblock.uuid,
-            epoch: superblock.epoch,
-            seq: end.seq,
-            previous_crc: end.previous_crc,
-        };
-        let head = read(bdev, start, unit as usize).await?;
-        let Some(len) = journal::block_len(&head, &id) else { return Ok(None) };
-        let padded = (len as u64).next_multiple_of(unit);
-        if pos + padded > area {
-            return Ok(None);
-        }
-        let block = read(bdev, start, padded as usize).await?;
-        let Some(crc) = journal::check_block(&block[..len]) else { return Ok(None) };
-        let next = JournalTail { pos: pos + padded, seq: end.seq + 1, previous_crc: crc };
-        Ok(Some((block[..len].to_vec(), next)))
     }
 
     fn apply_block(&mut self, block: &[u8]) -> Result<(), OpenError> {
@@ -219,6 +179,50 @@ impl Image {
         }
         Ok(())
     }
+}
+
+/// The valid journal block that follows `end`: at that place, or at the start when it did not fit there.
+/// With it comes the end behind it.
+pub(crate) async fn read_journal_block(
+    bdev: &Rc<dyn Bdev>,
+    superblock: &Superblock,
+    end: JournalTail,
+) -> Result<Option<(Vec<u8>, JournalTail)>, BdevError> {
+    for pos in [end.pos, 0] {
+        if let Some(found) = journal_block_at(bdev, superblock, end, pos).await? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
+async fn journal_block_at(
+    bdev: &Rc<dyn Bdev>,
+    superblock: &Superblock,
+    end: JournalTail,
+    pos: u64,
+) -> Result<Option<(Vec<u8>, JournalTail)>, BdevError> {
+    let (area, unit) = (superblock.journal_bytes(), u64::from(superblock.block_size));
+    let start = superblock.journal_start * unit + pos;
+    if pos + unit > area {
+        return Ok(None);
+    }
+    let id = BlockId {
+        uuid: superblock.uuid,
+        epoch: superblock.epoch,
+        seq: end.seq,
+        previous_crc: end.previous_crc,
+    };
+    let head = read(bdev, start, unit as usize).await?;
+    let Some(len) = journal::block_len(&head, &id) else { return Ok(None) };
+    let padded = (len as u64).next_multiple_of(unit);
+    if pos + padded > area {
+        return Ok(None);
+    }
+    let block = read(bdev, start, padded as usize).await?;
+    let Some(crc) = journal::check_block(&block[..len]) else { return Ok(None) };
+    let next = JournalTail { pos: pos + padded, seq: end.seq.wrapping_add(1), previous_crc: crc };
+    Ok(Some((block[..len].to_vec(), next)))
 }
 
 async fn load_chunks(

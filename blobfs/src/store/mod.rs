@@ -56,13 +56,15 @@ use crate::txn::{Change, Txn};
 use crate::units::{BlockAddr, BlockRange, TxnSeq};
 
 use checkpoint::Checkpoint;
-use chunks::Chunks;
 use journal::{Journal, Room, SealedBlock};
 use space::{IoEpochs, Space};
 use tree::Tree;
 
+pub(crate) use blocks::{chunk_in_data_area, groups, in_data_area};
+pub(crate) use chunks::Chunks;
 pub use image::{choose_superblock, read_superblocks};
-pub(crate) use open::load;
+pub(crate) use image::{read, read_journal_block};
+pub(crate) use open::check_features;
 pub use open::{MkfsError, MkfsOptions, OpenError, OpenOptions, mkfs};
 
 /// How long a transaction may stay in memory without anybody asking for it.
@@ -266,11 +268,7 @@ impl Store {
 
     /// Keyed hash of a name: [`crate::ondisk::NAME_HASH_BITS`] bits, never 0.
     pub fn name_hash(&self, name: &[u8]) -> u64 {
-        use std::hash::Hasher;
-        let [first, second] = self.superblock.hash_key;
-        let mut hasher = siphasher::sip::SipHasher13::new_with_keys(first, second);
-        hasher.write(name);
-        (hasher.finish() >> (64 - crate::ondisk::NAME_HASH_BITS)).max(1)
+        crate::ondisk::name_hash(self.superblock.hash_key, name)
     }
 
     /// A number for a new inode or map; never given twice, not even after a crash.

@@ -249,7 +249,11 @@ pub async fn mkfs(bdev: &Rc<dyn Bdev>, options: &MkfsOptions) -> Result<Superblo
 }
 
 /// Whether code of this version may use a file system.
-fn check_features(superblock: &Superblock, bdev: &Rc<dyn Bdev>, readonly: bool) -> Result<(), OpenError> {
+pub(crate) fn check_features(
+    superblock: &Superblock,
+    bdev: &Rc<dyn Bdev>,
+    readonly: bool,
+) -> Result<(), OpenError> {
     let features = superblock.incompat & !INCOMPAT_KNOWN;
     if features != 0 {
         return Err(OpenError::Incompatible { features });
@@ -270,7 +274,7 @@ fn check_features(superblock: &Superblock, bdev: &Rc<dyn Bdev>, readonly: bool) 
 }
 
 /// Loads what the device holds, journal included, without writing.
-pub(crate) async fn load(bdev: &Rc<dyn Bdev>, options: &OpenOptions) -> Result<Image, OpenError> {
+async fn load(bdev: &Rc<dyn Bdev>, options: &OpenOptions) -> Result<Image, OpenError> {
     let copies = read_superblocks(bdev).await?;
     let superblock = choose_superblock(copies, options.accept_older_superblock)?;
     check_features(&superblock, bdev, options.readonly)?;

@@ -1,0 +1,179 @@
+//! The journal on top of the checkpoint, without changing either: what each item becomes.
+
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use bdev::{Bdev, BdevError};
+
+use super::finding::{Finding, Findings};
+use crate::ondisk::journal::{Record, TxnRecord, block_header, check_block, decode_block};
+use crate::ondisk::node::item_len_max;
+use crate::ondisk::superblock::{JournalTail, Superblock};
+use crate::ondisk::{Key, Kind};
+use crate::store::{read, read_journal_block};
+
+/// What the journal makes of an item.
+pub(super) struct Overlaid {
+    /// Its value, or that it is deleted.
+    pub(super) value: Option<Vec<u8>>,
+    /// The first change deletes it, so the checkpoint must hold it.
+    pub(super) must_exist: bool,
+    /// Journal block of the first change.
+    pub(super) block: BlockPlace,
+}
+
+/// A journal block.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BlockPlace {
+    pub(super) sequence: u64,
+    pub(super) block: u64,
+}
+
+impl BlockPlace {
+    /// A finding about it.
+    pub(super) fn finding(self, problem: impl Into<String>) -> Finding {
+        Finding::Journal { sequence: self.sequence, block: self.block, problem: problem.into() }
+    }
+}
+
+/// A change of the use of blocks.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum SpaceChange {
+    /// Blocks become used or free.
+    Mark { start: u64, count: u64, used: bool },
+    /// Free blocks become a chunk of so many nodes.
+    Claim { start: u64, nodes: u32 },
+}
+
+/// The journal.
+pub(super) struct Journal {
+    pub(super) items: BTreeMap<Key, Overlaid>,
+    pub(super) space: Vec<(BlockPlace, SpaceChange)>,
+    pub(super) next_id: u64,
+    pub(super) blocks: u64,
+    pub(super) transactions: u64,
+    /// Everything was applied.
+    pub(super) whole: bool,
+    last_txn: u64,
+    item_len_max: usize,
+}
+
+impl Journal {
+    /// Reads the valid part of the journal.
+    ///
+    /// # Errors
+    /// The device's.
+    pub(super) async fn read(
+        bdev: &Rc<dyn Bdev>,
+        superblock: &Superblock,
+        findings: &mut Findings,
+    ) -> Result<Self, BdevError> {
+        let mut journal = Self {
+            items: BTreeMap::new(),
+            space: Vec::new(),
+            next_id: superblock.next_id,
+            blocks: 0,
+            transactions: 0,
+            whole: true,
+            last_txn: superblock.last_txn,
+            item_len_max: item_len_max(superblock.node_size as usize),
+        };
+        let mut end = superblock.tail;
+        while let Some((bytes, next)) = read_journal_block(bdev, superblock, end).await? {
+            let unit = u64::from(superblock.block_size);
+            let start = next.pos - (bytes.len() as u64).next_multiple_of(unit);
+            let place = BlockPlace { sequence: end.seq, block: superblock.journal_start + start / unit };
+            if let Err(problem) = journal.apply(place, &bytes) {
+                findings.push(place.finding(problem));
+                journal.whole = false;
+                return Ok(journal);
+            }
+            journal.blocks += 1;
+            end = next;
+        }
+        if superblock.clean && journal.blocks > 0 {
+            findings.push(Finding::CleanWithJournal { blocks: journal.blocks });
+        }
+        if !superblock.clean
+            && let Some(found) = later_block(bdev, superblock, end).await?
+        {
+            findings.push(Finding::JournalGap { expected: end.seq, found });
+        }
+        Ok(journal)
+    }
+
+    fn apply(&mut self, place: BlockPlace, block: &[u8]) -> Result<(), &'static str> {
+        for TxnRecord { header, records } in decode_block(block).ok_or("malformed record")? {
+            if Some(header.seq.get()) != self.last_txn.checked_add(1) {
+                return Err("transactions are not in sequence");
+            }
+            for record in &records {
+                self.apply_record(place, record)?;
+            }
+            self.last_txn += 1;
+            self.next_id = self.next_id.max(header.next_id.get());
+            self.transactions += 1;
+        }
+        Ok(())
+    }
+
+    fn apply_record(&mut self, place: BlockPlace, record: &Record<'_>) -> Result<(), &'static str> {
+        match record {
+            Record::Put(key, _) if key.kind == Kind::Group => return Err("puts a bitmap"),
+            Record::Put(_, value) if value.len() > self.item_len_max => return Err("an item is too long"),
+            Record::Put(key, value) => {
+                let new = Overlaid { value: None, must_exist: false, block: place };
+                self.items.entry(*key).or_insert(new).value = Some(value.to_vec());
+            }
+            Record::Delete(key) => match self.items.get_mut(key) {
+                Some(Overlaid { value: value @ Some(_), .. }) => *value = None,
+                Some(_) => return Err("deletes an item that does not exist"),
+                None => {
+                    self.items.insert(*key, Overlaid { value: None, must_exist: true, block: place });
+                }
+            },
+            Record::Alloc(range) | Record::Free(range) => {
+                let used = matches!(record, Record::Alloc(_));
+                let (start, count) = (range.start.0, u64::from(range.count));
+                self.space.push((place, SpaceChange::Mark { start, count, used }));
+            }
+            Record::Claim { start, nodes } => {
+                self.space.push((place, SpaceChange::Claim { start: *start, nodes: *nodes }));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Sequence number of a valid block of this epoch behind the end of the journal: blocks are written one
+/// after the other, so everything before it was durable once.
+async fn later_block(
+    bdev: &Rc<dyn Bdev>,
+    superblock: &Superblock,
+    end: JournalTail,
+) -> Result<Option<u64>, BdevError> {
+    let unit = superblock.block_size as usize;
+    let (start, area) = (superblock.journal_start * unit as u64, superblock.journal_bytes());
+    let mut pos = 0;
+    while pos < area {
+        let window = read(bdev, start + pos, WINDOW_LEN.min(area - pos) as usize).await?;
+        for at in (0..window.len()).step_by(unit) {
+            let Some((id, len)) = block_header(&window[at..]) else { continue };
+            let ours = id.uuid == superblock.uuid && id.epoch == superblock.epoch && id.seq > end.seq;
+            let place = pos + at as u64;
+            let padded = len.next_multiple_of(unit) as u64;
+            if !ours || padded > area - place {
+                continue;
+            }
+            let block = read(bdev, start + place, padded as usize).await?;
+            if check_block(&block[..len]).is_some() {
+                return Ok(Some(id.seq));
+            }
+        }
+        pos += window.len() as u64;
+    }
+    Ok(None)
+}
+
+/// Bytes of the journal that are looked at together; a multiple of every block size.
+const WINDOW_LEN: u64 = 1 << 20;
