@@ -26,6 +26,9 @@ mod links;
 mod tree;
 mod usage;
 
+#[cfg(test)]
+mod tests;
+
 use std::rc::Rc;
 
 use bdev::Bdev;

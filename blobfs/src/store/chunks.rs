@@ -85,8 +85,8 @@ impl Chunks {
         let (start, chunk) = self.chunks.range(..=addr.0).next_back()?;
         let distance = addr.0 - start;
         let index = distance / self.node_blocks;
-        (distance.is_multiple_of(self.node_blocks) && index < u64::from(chunk.nodes))
-            .then_some((*start, 1 << index))
+        let is_place = distance.is_multiple_of(self.node_blocks) && index < u64::from(chunk.nodes);
+        is_place.then(|| (*start, 1 << index))
     }
 
     /// Whether a place lies in a chunk and is used.
