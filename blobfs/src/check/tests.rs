@@ -372,7 +372,8 @@ fn what_a_crash_leaves_half_deleted_is_clean() {
 fn damaged_superblocks_are_found() {
     let sample = Sample::new();
     let superblock = sample.superblock();
-    let (newest, older) = ((superblock.generation % 2) as usize, (superblock.generation % 2 ^ 1) as usize);
+    let newest = (superblock.generation % 2) as usize;
+    let older = 1 - newest;
     sample.disk.poke(SUPERBLOCK_OFFSETS[older] + 100, &[0xff; 4]);
     let found = findings_of(&sample.disk);
     assert!(matches!(found[..], [Finding::Superblock { copy, .. }] if copy == older), "{found:?}");
@@ -804,7 +805,8 @@ fn wrong_inodes_are_found() {
         );
         assert!(named, "{expected}: {found:?}");
     };
-    let (file, dir, soft): (fn(&Sample) -> InodeId, fn(&Sample) -> InodeId, fn(&Sample) -> InodeId) =
+    type Pick = fn(&Sample) -> InodeId;
+    let (file, dir, soft): (Pick, Pick, Pick) =
         (|sample| sample.file, |sample| sample.dir, |sample| sample.soft);
     wrong(file, |item| item.mode = 0o030_644, "the mode is of no kind");
     wrong(file, |item| item.mode |= 1 << 20, "the mode is of no kind");
@@ -1227,7 +1229,13 @@ async fn random_operation(
         3 => fs.run(|fs| fs.rmdir(&ctx, parent, &name)).await,
         4 => {
             let call = |fs: &Rc<Fs>| {
-                fs.rename(&ctx, (parent, &name), (root, &other), crate::fs::RenameMode::Replace, len % 2 == 0)
+                fs.rename(
+                    &ctx,
+                    (parent, &name),
+                    (root, &other),
+                    crate::fs::RenameMode::Replace,
+                    len.is_multiple_of(2),
+                )
             };
             fs.run(call).await
         }
