@@ -45,6 +45,7 @@ pub use inode::Inode;
 pub use mount::MountOptions;
 pub(crate) use mount::libc_mode;
 pub use types::*;
+pub use xattr::XattrValue;
 pub(crate) use xattr::xattr_flags;
 
 /// A mounted file system: one per image, on one thread, shared by `Rc`.

@@ -13,32 +13,40 @@ use super::*;
 use crate::store::Store;
 use crate::{FsError, Try};
 
-struct Bench {
-    reactor: Rc<Reactor>,
-    fs: Rc<Fs>,
-    ctx: Context,
+pub(super) struct Bench {
+    pub(super) reactor: Rc<Reactor>,
+    pub(super) fs: Rc<Fs>,
+    pub(super) ctx: Context,
 }
 
-const FILE: CreateSpec<'static> =
+pub(super) const FILE: CreateSpec<'static> =
     CreateSpec { node: NewNode::File, mode: 0o666, umask: 0o022, security: &[] };
-const DIRECTORY: CreateSpec<'static> = CreateSpec { node: NewNode::Directory, mode: 0o777, ..FILE };
+pub(super) const DIRECTORY: CreateSpec<'static> =
+    CreateSpec { node: NewNode::Directory, mode: 0o777, ..FILE };
 
 impl Bench {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let reactor = Reactor::new(Rc::new(VirtualClock::new(Duration::from_secs(1_000_000))));
         let store = Store::volatile(Memory::new(4 << 20, 4096), reactor.clone());
+        Self::mount(reactor, store)
+    }
+
+    pub(super) fn mount(reactor: Rc<Reactor>, store: Rc<Store>) -> Self {
         let fs = reactor.block_on(Fs::mount(store, MountOptions::default())).unwrap();
         let session = fs.open_session();
         let ctx = Context { session, request: 1, uid: 1000, gid: 100, pid: 1, supplementary_gid: None };
         Self { reactor, fs, ctx }
     }
 
-    fn run<T: 'static>(&self, call: impl FnMut(&Rc<Fs>) -> Try<T> + 'static) -> Result<T, FsError> {
+    pub(super) fn run<T: 'static>(
+        &self,
+        call: impl FnMut(&Rc<Fs>) -> Try<T> + 'static,
+    ) -> Result<T, FsError> {
         let fs = self.fs.clone();
         self.reactor.block_on(async move { fs.run(call).await })
     }
 
-    fn create(&self, parent: InodeId, name: &'static str, spec: CreateSpec<'static>) -> InodeId {
+    pub(super) fn create(&self, parent: InodeId, name: &'static str, spec: CreateSpec<'static>) -> InodeId {
         let ctx = self.ctx;
         self.run(move |fs| fs.create(&ctx, parent, name.as_bytes(), &spec)).unwrap().attr.inode
     }
@@ -48,7 +56,7 @@ impl Bench {
         self.run(move |fs| fs.lookup(&ctx, parent, name.as_bytes())).map(|entry| entry.attr)
     }
 
-    fn attr(&self, inode: InodeId) -> Result<Attr, FsError> {
+    pub(super) fn attr(&self, inode: InodeId) -> Result<Attr, FsError> {
         let ctx = self.ctx;
         self.run(move |fs| fs.get_attr(&ctx, inode))
     }
@@ -96,7 +104,7 @@ impl Bench {
     }
 
     /// Lets background work end.
-    fn settle(&self) {
+    pub(super) fn settle(&self) {
         while self.reactor.turn() {}
     }
 }
@@ -207,6 +215,7 @@ fn an_access_acl_and_the_mode_follow_each_other() {
     let change = SetAttr { mode: Some(0o640), ..SetAttr::default() };
     bench.run(move |fs| fs.set_attr(&ctx, file, &change)).unwrap();
     let stored = bench.run(move |fs| fs.get_xattr(&ctx, file, b"system.posix_acl_access")).unwrap();
+    let XattrValue::Here(stored) = stored else { panic!("an ACL lies in its item") };
     assert_eq!(stored[4 + 3 * 8 + 2], 4, "the mask follows the group bits");
 }
 

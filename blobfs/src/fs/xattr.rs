@@ -1,8 +1,15 @@
-//! Extended attributes and POSIX ACLs.
+//! Extended attributes.
 //!
-//! An attribute is one item at (hash of the name, slot), like a directory entry. ACLs are attributes whose
-//! value the file system understands: an access ACL and the mode bits say the same thing twice, so each
-//! follows the other, and a default ACL shapes the ACLs and mode of what is created in its directory.
+//! An attribute is one item at (hash of the name, slot), like a directory entry. A value that fits no item
+//! lies in extents of a map of its own (`stored`). ACLs are attributes whose value the file system
+//! understands (`acl`); they, capabilities and the security attributes of a new inode always lie in the
+//! item, so that no change of a mode and no creation waits for the device.
+
+mod acl;
+mod stored;
+
+#[cfg(test)]
+mod tests;
 
 use std::ops::ControlFlow;
 
@@ -12,6 +19,8 @@ use crate::error::{Corruption, FsError, Try};
 use crate::ondisk::{InodeFlags, InodeItem, Key, SLOT_BITS, XattrRef, encode_xattr_inline};
 use crate::txn::Txn;
 use crate::units::InodeId;
+use acl::Acl;
+use stored::StoredValue;
 
 /// Longest name in bytes (`XATTR_NAME_MAX`).
 const XATTR_NAME_MAX: usize = 255;
@@ -32,6 +41,40 @@ pub(super) fn damaged(structure: &'static str, inode: InodeId) -> FsError {
 enum Place {
     Found(Key),
     Free(Option<Key>),
+}
+
+/// The value of an attribute, or where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum XattrValue {
+    /// The value.
+    Here(Vec<u8>),
+    /// A value of this many bytes, on the device: [`Fs::read_xattr`].
+    Stored(usize),
+}
+
+/// Fails for names outside the name spaces that Linux file systems have.
+fn check_name_space(name: &[u8]) -> Result<(), FsError> {
+    if name.is_empty() || name.len() > XATTR_NAME_MAX {
+        return Err(FsError::Range);
+    }
+    let prefix = [&b"user."[..], b"trusted.", b"security."].into_iter().find(|p| name.starts_with(p));
+    match prefix {
+        Some(prefix) if prefix.len() == name.len() => Err(FsError::Invalid),
+        Some(_) => Ok(()),
+        None if name == ACL_ACCESS || name == ACL_DEFAULT => Ok(()),
+        None => Err(FsError::NotSupported),
+    }
+}
+
+/// Whether the value of an attribute must lie in its item.
+fn stays_in_item(name: &[u8]) -> bool {
+    name == ACL_ACCESS || name == ACL_DEFAULT || name == CAPABILITY
+}
+
+/// An attribute's value as the tree has it.
+enum Found {
+    Here(Vec<u8>),
+    Stored(StoredValue),
 }
 
 /// What an inode's flags say when it has an attribute of that name.
@@ -64,25 +107,59 @@ impl Fs {
         Ok(found.map_or(Place::Free(free), Place::Found))
     }
 
-    /// The value of an attribute.
+    /// The value of an attribute, or its size when it has to be read from the device.
     ///
     /// # Errors
-    /// [`FsError::NoAttribute`].
-    pub fn get_xattr(&self, _ctx: &Context, inode: InodeId, name: &[u8]) -> Try<Vec<u8>> {
+    /// [`FsError::NoAttribute`], [`FsError::NotSupported`] for an unknown name space.
+    pub fn get_xattr(&self, _ctx: &Context, inode: InodeId, name: &[u8]) -> Try<XattrValue> {
+        check_name_space(name)?;
         let flags = self.inode(inode)?.live.borrow().flags;
         if !flags.contains(xattr_flags(name)) {
             return Err(FsError::NoAttribute.into());
         }
-        self.xattr_value(inode, name)?.ok_or(FsError::NoAttribute.into())
+        match self.xattr(inode, name)?.ok_or(FsError::NoAttribute)? {
+            Found::Here(value) => Ok(XattrValue::Here(value)),
+            Found::Stored(stored) => Ok(XattrValue::Stored(stored.len())),
+        }
     }
 
-    fn xattr_value(&self, inode: InodeId, name: &[u8]) -> Try<Option<Vec<u8>>> {
-        let Place::Found(key) = self.find_xattr(inode, name)? else { return Ok(None) };
-        let value = self.store.get(&key, |value| match value.and_then(XattrRef::decode) {
-            Some(XattrRef::Inline { value, .. }) => Some(value.to_vec()),
-            _ => None,
+    fn xattr(&self, inode: InodeId, name: &[u8]) -> Try<Option<Found>> {
+        match self.find_xattr(inode, name)? {
+            Place::Found(key) => self.xattr_at(inode, &key).map(Some),
+            Place::Free(_) => Ok(None),
+        }
+    }
+
+    fn xattr_at(&self, inode: InodeId, key: &Key) -> Try<Found> {
+        let found = self.store.get(key, |value| match value.and_then(XattrRef::decode)? {
+            XattrRef::Inline { value, .. } => Some(Found::Here(value.to_vec())),
+            XattrRef::Stored { map, size, .. } => StoredValue::new(map, size).map(Found::Stored),
         })?;
-        value.map(Some).ok_or_else(|| damaged("extended attribute", inode).into())
+        found.ok_or_else(|| damaged("extended attribute", inode).into())
+    }
+
+    /// The value of an attribute that must lie in its item.
+    fn xattr_in_item(&self, inode: InodeId, name: &[u8]) -> Try<Option<Vec<u8>>> {
+        match self.xattr(inode, name)? {
+            Some(Found::Here(value)) => Ok(Some(value)),
+            Some(Found::Stored(_)) => Err(damaged("extended attribute", inode).into()),
+            None => Ok(None),
+        }
+    }
+
+    /// Adds the removal of the attribute at `key`, with the extents of its value, to `txn`.
+    fn drop_xattr(&self, txn: &mut Txn, inode: InodeId, key: Key) -> Try<()> {
+        self.drop_stored(txn, inode, &key)?;
+        txn.delete(key);
+        Ok(())
+    }
+
+    /// Adds the removal of the extents of the attribute at `key` to `txn`, if it has any.
+    fn drop_stored(&self, txn: &mut Txn, inode: InodeId, key: &Key) -> Try<()> {
+        match self.xattr_at(inode, key)? {
+            Found::Here(_) => Ok(()),
+            Found::Stored(stored) => self.free_stored(txn, &stored),
+        }
     }
 
     /// Names of all attributes, each ended by a NUL.
@@ -104,12 +181,19 @@ impl Fs {
         if names.len() > XATTR_LIST_MAX { Err(FsError::TooBig.into()) } else { Ok(names) }
     }
 
-    /// Sets an attribute. An access ACL sets the mode bits too; with `kill_sgid` that drops set-group-id.
+    /// Whether an attribute fits an item: then [`Fs::set_xattr`] sets it, else [`Fs::store_xattr`].
+    pub fn xattr_fits(&self, name: &[u8], value: &[u8]) -> bool {
+        2 + name.len() + value.len() <= self.store.item_len_max()
+    }
+
+    /// Sets an attribute. An access ACL sets the mode bits too; with `kill_sgid` that drops set-group-id. An
+    /// ACL that says no more than the mode bits, and an empty one, are not kept.
     ///
     /// # Errors
     /// [`FsError::Exists`] and [`FsError::NoAttribute`] by `mode`, [`FsError::Range`] for the name's length,
-    /// [`FsError::TooBig`] for a value above 64 KiB, [`FsError::NoSpace`] for one that fits no item,
-    /// [`FsError::Invalid`] for a malformed ACL, [`FsError::ReadOnly`].
+    /// [`FsError::NotSupported`] for an unknown name space, [`FsError::TooBig`] for a value above 64 KiB,
+    /// [`FsError::NoSpace`] for one that fits no item, [`FsError::Invalid`] for a malformed ACL,
+    /// [`FsError::ReadOnly`].
     pub fn set_xattr(
         &self,
         ctx: &Context,
@@ -120,30 +204,46 @@ impl Fs {
         kill_sgid: bool,
     ) -> Try<()> {
         self.check_writable()?;
-        self.check_xattr(name, value)?;
+        check_xattr(name, value)?;
+        if !self.xattr_fits(name, value) {
+            return Err(FsError::NoSpace.into());
+        }
         let target = self.inode(inode)?;
-        let key = match (self.find_xattr(inode, name)?, mode) {
-            (Place::Found(_), XattrMode::Create) => return Err(FsError::Exists.into()),
-            (Place::Free(_), XattrMode::Replace) => return Err(FsError::NoAttribute.into()),
-            (Place::Found(key), _) | (Place::Free(Some(key)), _) => key,
-            (Place::Free(None), _) => return Err(FsError::NoSpace.into()),
-        };
         let mut txn = self.begin(ctx);
         let mut item = target.stored_item();
-        if name == ACL_ACCESS || name == ACL_DEFAULT {
-            let acl = Acl::decode(value).ok_or(FsError::Invalid)?;
-            check_acl_holder(name, item.mode)?;
-            if name == ACL_ACCESS {
-                item.mode = acl.set_mode(item.mode);
-                if kill_sgid {
-                    item.mode &= !S_ISGID;
+        let keep = match name {
+            ACL_ACCESS | ACL_DEFAULT => apply_acl(&mut item, name, value, kill_sgid)?,
+            _ => true,
+        };
+        let (key, exists) = self.place_for_xattr(inode, name, mode)?;
+        match (keep, exists) {
+            (false, false) => {}
+            (false, true) => self.drop_xattr(&mut txn, inode, key)?,
+            (true, _) => {
+                if exists {
+                    self.drop_stored(&mut txn, inode, &key)?;
                 }
+                txn.put_with(key, |out| encode_xattr_inline(name, value, out));
+                item.flags |= xattr_flags(name);
             }
         }
-        item.flags |= xattr_flags(name);
+        self.commit_xattr(&target, item, txn)
+    }
+
+    /// The key that an attribute has or will have, and whether it exists; fails by `mode`.
+    fn place_for_xattr(&self, inode: InodeId, name: &[u8], mode: XattrMode) -> Try<(Key, bool)> {
+        match (self.find_xattr(inode, name)?, mode) {
+            (Place::Found(_), XattrMode::Create) => Err(FsError::Exists.into()),
+            (Place::Free(_), XattrMode::Replace) => Err(FsError::NoAttribute.into()),
+            (Place::Found(key), _) => Ok((key, true)),
+            (Place::Free(Some(key)), _) => Ok((key, false)),
+            (Place::Free(None), _) => Err(FsError::NoSpace.into()),
+        }
+    }
+
+    fn commit_xattr(&self, target: &Inode, mut item: InodeItem, mut txn: Txn) -> Try<()> {
         item.ctime = self.now();
-        txn.put_with(key, |out| encode_xattr_inline(name, value, out));
-        txn.put_inode(inode, &item);
+        txn.put_inode(target.id, &item);
         self.store.commit(&txn)?;
         target.settle(item);
         Ok(())
@@ -152,34 +252,17 @@ impl Fs {
     /// Removes an attribute.
     ///
     /// # Errors
-    /// [`FsError::NoAttribute`], [`FsError::ReadOnly`].
+    /// [`FsError::NoAttribute`], [`FsError::NotSupported`] for an unknown name space, [`FsError::ReadOnly`].
     pub fn remove_xattr(&self, ctx: &Context, inode: InodeId, name: &[u8]) -> Try<()> {
         self.check_writable()?;
+        check_name_space(name)?;
         let target = self.inode(inode)?;
         let Place::Found(key) = self.find_xattr(inode, name)? else {
             return Err(FsError::NoAttribute.into());
         };
-        let mut item = target.stored_item();
-        item.ctime = self.now();
         let mut txn = self.begin(ctx);
-        txn.delete(key);
-        txn.put_inode(inode, &item);
-        self.store.commit(&txn)?;
-        target.settle(item);
-        Ok(())
-    }
-
-    fn check_xattr(&self, name: &[u8], value: &[u8]) -> Result<(), FsError> {
-        if name.is_empty() || name.len() > XATTR_NAME_MAX {
-            return Err(FsError::Range);
-        }
-        if value.len() > XATTR_SIZE_MAX {
-            return Err(FsError::TooBig);
-        }
-        if 2 + name.len() + value.len() > self.store.item_len_max() {
-            return Err(FsError::NoSpace);
-        }
-        Ok(())
+        self.drop_xattr(&mut txn, inode, key)?;
+        self.commit_xattr(&target, target.stored_item(), txn)
     }
 
     /// Adds an attribute of a new inode to `txn`. The names must differ.
@@ -191,7 +274,10 @@ impl Fs {
         name: &[u8],
         value: &[u8],
     ) -> Result<(), FsError> {
-        self.check_xattr(name, value)?;
+        check_xattr(name, value)?;
+        if !self.xattr_fits(name, value) {
+            return Err(FsError::NoSpace);
+        }
         let mut key = Key::xattr(inode, self.store.name_hash(name) << SLOT_BITS);
         let taken = |key: &Key| {
             txn.changes()
@@ -218,14 +304,14 @@ impl Fs {
             && item.flags.contains(InodeFlags::ACL)
             && let Place::Found(key) = self.find_xattr(inode.id, ACL_ACCESS)?
         {
-            let value = self.xattr_value(inode.id, ACL_ACCESS)?.unwrap_or_default();
+            let value = self.xattr_in_item(inode.id, ACL_ACCESS)?.unwrap_or_default();
             let mut acl = Acl::decode(&value).ok_or_else(|| damaged("ACL", inode.id))?;
             acl.follow(item.mode);
             txn.put_with(key, |out| encode_xattr_inline(ACL_ACCESS, &acl.encode(), out));
         }
         if change.kill_privileges && item.flags.contains(InodeFlags::CAPABILITY) {
             if let Place::Found(key) = self.find_xattr(inode.id, CAPABILITY)? {
-                txn.delete(key);
+                self.drop_xattr(txn, inode.id, key)?;
             }
             item.flags -= InodeFlags::CAPABILITY;
         }
@@ -245,7 +331,7 @@ impl Fs {
         }
         let flags = directory.live.borrow().flags;
         let default = match flags.contains(InodeFlags::ACL) {
-            true => self.xattr_value(directory.id, ACL_DEFAULT)?,
+            true => self.xattr_in_item(directory.id, ACL_DEFAULT)?,
             false => None,
         };
         let Some(default) = default else {
@@ -256,6 +342,28 @@ impl Fs {
         let access = (!acl.is_mode_only()).then(|| acl.encode());
         Ok(Inherited { mode, access, default: (file_type == S_IFDIR).then_some(default) })
     }
+}
+
+fn check_xattr(name: &[u8], value: &[u8]) -> Result<(), FsError> {
+    check_name_space(name)?;
+    if value.len() > XATTR_SIZE_MAX { Err(FsError::TooBig) } else { Ok(()) }
+}
+
+/// Lets the mode follow an access ACL; false when the ACL says nothing that is worth keeping.
+fn apply_acl(item: &mut InodeItem, name: &[u8], value: &[u8], kill_sgid: bool) -> Result<bool, FsError> {
+    check_acl_holder(name, item.mode)?;
+    if Acl::is_empty(value) {
+        return Ok(false);
+    }
+    let acl = Acl::decode(value).ok_or(FsError::Invalid)?;
+    if name == ACL_DEFAULT {
+        return Ok(true);
+    }
+    item.mode = acl.set_mode(item.mode);
+    if kill_sgid {
+        item.mode &= !S_ISGID;
+    }
+    Ok(!acl.is_mode_only())
 }
 
 fn check_acl_holder(name: &[u8], mode: u32) -> Result<(), FsError> {
@@ -288,105 +396,5 @@ impl Inherited {
             }
         }
         Ok(())
-    }
-}
-
-/// A POSIX ACL as its attribute holds it: version 2, then entries of tag, permissions and id, little-endian
-/// (Linux, `posix_acl_xattr.h`).
-struct Acl(Vec<AclEntry>);
-
-#[derive(Clone, Copy)]
-struct AclEntry {
-    tag: u16,
-    permissions: u16,
-    id: u32,
-}
-
-const ACL_VERSION: u32 = 2;
-const USER_OBJ: u16 = 0x01;
-const USER: u16 = 0x02;
-const GROUP_OBJ: u16 = 0x04;
-const GROUP: u16 = 0x08;
-const MASK: u16 = 0x10;
-const OTHER: u16 = 0x20;
-
-impl Acl {
-    fn decode(bytes: &[u8]) -> Option<Self> {
-        let (version, mut rest) = bytes.split_first_chunk::<4>()?;
-        if u32::from_le_bytes(*version) != ACL_VERSION {
-            return None;
-        }
-        let mut entries = Vec::new();
-        while let Some((entry, next)) = rest.split_first_chunk::<8>() {
-            let [t0, t1, p0, p1, i0, i1, i2, i3] = *entry;
-            let entry = AclEntry {
-                tag: u16::from_le_bytes([t0, t1]),
-                permissions: u16::from_le_bytes([p0, p1]),
-                id: u32::from_le_bytes([i0, i1, i2, i3]),
-            };
-            let known = matches!(entry.tag, USER_OBJ | USER | GROUP_OBJ | GROUP | MASK | OTHER);
-            if !known || entry.permissions > 7 {
-                return None;
-            }
-            entries.push(entry);
-            rest = next;
-        }
-        let acl = Self(entries);
-        let once = |tag| acl.0.iter().filter(|entry| entry.tag == tag).count() == 1;
-        let named = acl.0.iter().any(|entry| matches!(entry.tag, USER | GROUP));
-        let whole = once(USER_OBJ) && once(GROUP_OBJ) && once(OTHER) && (!named || once(MASK));
-        (rest.is_empty() && whole).then_some(acl)
-    }
-
-    fn encode(&self) -> Vec<u8> {
-        let mut out = ACL_VERSION.to_le_bytes().to_vec();
-        for entry in &self.0 {
-            out.extend_from_slice(&entry.tag.to_le_bytes());
-            out.extend_from_slice(&entry.permissions.to_le_bytes());
-            out.extend_from_slice(&entry.id.to_le_bytes());
-        }
-        out
-    }
-
-    fn is_mode_only(&self) -> bool {
-        self.0.iter().all(|entry| matches!(entry.tag, USER_OBJ | GROUP_OBJ | OTHER))
-    }
-
-    /// The entry that the group bits of a mode stand for: the mask, or the group's own.
-    fn group_class(&self) -> u16 {
-        if self.0.iter().any(|entry| entry.tag == MASK) { MASK } else { GROUP_OBJ }
-    }
-
-    fn permissions(&self, tag: u16) -> u32 {
-        self.0.iter().find(|entry| entry.tag == tag).map_or(0, |entry| u32::from(entry.permissions))
-    }
-
-    /// `mode` with the permission bits that this ACL stands for.
-    fn set_mode(&self, mode: u32) -> u32 {
-        let bits = self.permissions(USER_OBJ) << 6
-            | self.permissions(self.group_class()) << 3
-            | self.permissions(OTHER);
-        mode & !0o777 | bits
-    }
-
-    /// The ACL gets the permission bits of `mode`.
-    fn follow(&mut self, mode: u32) {
-        let class = self.group_class();
-        for entry in &mut self.0 {
-            let shift = match entry.tag {
-                USER_OBJ => 6,
-                OTHER => 0,
-                tag if tag == class => 3,
-                _ => continue,
-            };
-            entry.permissions = ((mode >> shift) & 7) as u16;
-        }
-    }
-
-    /// The ACL of a new inode that asks for `mode`: both are cut to what they have in common; gives the mode.
-    fn restrict(&mut self, mode: u32) -> u32 {
-        let both = self.set_mode(mode) & (mode | !0o777);
-        self.follow(both);
-        both
     }
 }
