@@ -23,9 +23,8 @@ wire! {
     }
     fuse_out_header[16] { len: u32, error: i32, unique: u64 }
 
-    fuse_init_in[64] {
-        major: u32, minor: u32, max_readahead: u32, flags: u32, flags2: u32, unused: [u32; 11],
-    }
+    fuse_init_in[16] { major: u32, minor: u32, max_readahead: u32, flags: u32 }
+    fuse_init_ext_in[48] { flags2: u32, unused: [u32; 11] }
     fuse_init_out[64] {
         major: u32, minor: u32, max_readahead: u32, flags: u32, max_background: u16,
         congestion_threshold: u16, max_write: u32, time_gran: u32, max_pages: u16, map_alignment: u16,
@@ -157,6 +156,7 @@ pub(crate) const FOPEN_KEEP_CACHE: u32 = 1 << 1;
 pub(crate) const FOPEN_CACHE_DIR: u32 = 1 << 3;
 pub(crate) const FOPEN_PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
 
+pub(crate) const FUSE_OPEN_KILL_SUIDGID: u32 = 1 << 0;
 pub(crate) const FUSE_WRITE_CACHE: u32 = 1 << 0;
 pub(crate) const FUSE_WRITE_KILL_SUIDGID: u32 = 1 << 2;
 pub(crate) const FUSE_FSYNC_FDATASYNC: u32 = 1 << 0;

@@ -235,12 +235,13 @@ pub(crate) fn read_flags(args: &fuse_read_in) -> IoFlags {
     IoFlags { direct: open_flag(args.flags, libc::O_DIRECT), ..IoFlags::default() }
 }
 
-/// How a WRITE goes to the device. Pages of the client's cache have their final place: they never append.
-pub(crate) fn write_flags(args: &fuse_write_in) -> IoFlags {
+/// How a WRITE goes to the device. A client that caches writes knows the end of the file better than we do:
+/// it has chosen the offset of what it appends, and pages that extend the file may still be with it.
+pub(crate) fn write_flags(args: &fuse_write_in, client_caches_writes: bool) -> IoFlags {
     let from_cache = args.write_flags & FUSE_WRITE_CACHE != 0;
     IoFlags {
         direct: open_flag(args.flags, libc::O_DIRECT),
-        append: !from_cache && open_flag(args.flags, libc::O_APPEND),
+        append: !client_caches_writes && open_flag(args.flags, libc::O_APPEND),
         dsync: open_flag(args.flags, libc::O_DSYNC),
         sync: open_flag(args.flags, libc::O_SYNC),
         from_cache,

@@ -78,6 +78,7 @@ opcodes! {
     35 FUSE_CREATE change(name::create, size_of::<fuse_create_out>());
     36 FUSE_INTERRUPT refused(libc::ENOSYS);
     38 FUSE_DESTROY read(misc::destroy, 0);
+    39 FUSE_IOCTL refused(libc::ENOTTY);
     42 FUSE_BATCH_FORGET one_way(name::batch_forget);
     43 FUSE_FALLOCATE change(data::fallocate, 0);
     44 FUSE_READDIRPLUS read(dir::readdirplus, 0);
@@ -87,4 +88,5 @@ opcodes! {
     50 FUSE_SYNCFS read(data::syncfs, 0);
     51 FUSE_TMPFILE change(name::tmpfile, size_of::<fuse_create_out>());
     52 FUSE_STATX read(attr::statx, size_of::<fuse_statx_out>());
+    53 FUSE_COPY_FILE_RANGE_64 refused(libc::EOPNOTSUPP);
 }

@@ -129,7 +129,7 @@ impl Session {
     }
 
     /// INIT: begins anew, and agrees on the protocol.
-    pub(crate) fn init(&self, client: &fuse_init_in) -> Result<fuse_init_out, Errno> {
+    pub(crate) fn init(&self, client: &fuse_init_in, flags2: u32) -> Result<fuse_init_out, Errno> {
         if client.major < FUSE_KERNEL_VERSION
             || (client.major == FUSE_KERNEL_VERSION && client.minor < MINOR_VERSION_MIN)
         {
@@ -142,8 +142,6 @@ impl Session {
             // The client answers with an INIT of our version; no other field counts.
             return Ok(init_out(client, InitFlags::empty()));
         }
-        let flags2 =
-            if u64::from(client.flags) & InitFlags::FUSE_INIT_EXT.bits() == 0 { 0 } else { client.flags2 };
         let offered = InitFlags::from_bits_truncate(u64::from(client.flags) | u64::from(flags2) << 32);
         let accepted = self.export.accepted(offered);
         self.agreed.set(Some(accepted));
@@ -261,6 +259,11 @@ impl<'a> Call<'a> {
     /// FORGET of the node that the request is about.
     pub(crate) fn forget_node(&self, nlookup: u64) {
         self.forget(self.header.nodeid, nlookup);
+    }
+
+    /// The inode that the request names, whether the client may know it or not.
+    pub(crate) fn named_inode(&self) -> InodeId {
+        self.inode(self.header.nodeid)
     }
 
     fn inode(&self, nodeid: u64) -> InodeId {

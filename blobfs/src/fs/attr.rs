@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::dir::NAME_LEN_MAX;
-use super::mount::libc_mode::{S_IFDIR, S_IFMT, S_IFREG, S_ISGID, S_ISUID};
+use super::mount::libc_mode::{S_IFDIR, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP};
 use super::{Attr, Context, Fs, Inode, SetAttr, SetTime, StatFs};
 use crate::error::{FsError, Try};
 use crate::ondisk::{InodeFlags, InodeItem, Timestamp};
@@ -12,9 +12,6 @@ use crate::units::InodeId;
 /// Bytes that one more inode takes, about: its item, its entry and their share of tree nodes. Turns free
 /// space into the number of inodes that `statfs` must name.
 const BYTES_PER_INODE: u64 = 512;
-
-/// Group execute: with set-group-id it is a privilege, without it a mark for mandatory locks.
-const S_IXGRP: u32 = 0o010;
 
 /// What is left of a mode when privileges are dropped.
 pub(crate) fn without_privileges(mode: u32) -> u32 {

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::dir::{Place, check_name};
-use super::mount::libc_mode::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID};
+use super::mount::libc_mode::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID, S_IXGRP};
 use super::{Context, CreateSpec, Entry, Fs, Inode, NewNode};
 use crate::error::{FsError, Try};
 use crate::ondisk::{DirentRef, InodeFlags, InodeItem, Key, encode_dirent};
@@ -30,6 +30,18 @@ pub(super) fn changed_directory(
     item.mtime = now;
     item.ctime = now;
     item
+}
+
+/// Set-group-id of what is made in a set-group-id directory of group `gid`: a directory hands it on; a program
+/// gets the privilege only from a member of the group.
+fn inherited_set_gid(ctx: &Context, mode: u32, gid: u32) -> u32 {
+    const PROGRAM: u32 = S_ISGID | S_IXGRP;
+    let is_member = ctx.uid == 0 || ctx.gid == gid || ctx.supplementary_gid == Some(gid);
+    match mode & S_IFMT {
+        S_IFDIR => mode | S_ISGID,
+        _ if mode & PROGRAM == PROGRAM && !is_member => mode & !S_ISGID,
+        _ => mode,
+    }
 }
 
 impl Fs {
@@ -154,12 +166,10 @@ impl Fs {
         let is_directory = file_type == S_IFDIR;
         let acls = self.inherited_acls(directory, spec, file_type)?;
         let mut mode = file_type | acls.mode;
-        let gid = if parent.mode & S_ISGID != 0 {
-            mode |= if is_directory { S_ISGID } else { 0 };
-            parent.gid
-        } else {
-            ctx.supplementary_gid.unwrap_or(ctx.gid)
-        };
+        let gid = if parent.mode & S_ISGID != 0 { parent.gid } else { ctx.gid };
+        if parent.mode & S_ISGID != 0 {
+            mode = inherited_set_gid(ctx, mode, gid);
+        }
         let mut item = InodeItem {
             mode,
             nlink: if is_directory { 2 } else { 1 },

@@ -49,6 +49,10 @@ fn malformed_dirent(directory: InodeId) -> FsError {
     Corruption { structure: "directory entry", offset: directory.0, problem: "malformed".into() }.into()
 }
 
+fn malformed_parents(directory: InodeId) -> FsError {
+    Corruption { structure: "directory", offset: directory.0, problem: "is its own ancestor".into() }.into()
+}
+
 impl Fs {
     /// The directory with that number.
     pub(super) fn directory(&self, id: InodeId) -> Try<std::rc::Rc<Inode>> {
@@ -110,9 +114,63 @@ impl Fs {
                 self.find_existing(parent, name)?.1
             }
         };
+        self.tell(ctx, id)
+    }
+
+    /// Finds an inode of any kind by its number, for a client that kept a file handle. The session's count of
+    /// it grows by one. An inode without a name is found only by those who know it.
+    ///
+    /// # Errors
+    /// [`FsError::Stale`].
+    pub fn lookup_inode(&self, ctx: &Context, id: InodeId) -> Try<Entry> {
+        self.check_session_room(ctx.session)?;
+        let nameless = self.inode(id)?.live.borrow().nlink == 0;
+        if nameless {
+            self.check_known(ctx.session, id)?;
+        }
+        self.tell(ctx, id)
+    }
+
+    fn tell(&self, ctx: &Context, id: InodeId) -> Try<Entry> {
         let inode = self.inode(id)?;
         self.remember(ctx.session, id);
         Ok(Entry { attr: self.attr_of(&inode) })
+    }
+
+    /// Whether a directory lies in the tree below `root`, or is it. Everything lies below the root of the
+    /// file system. Of anything but a directory it is not known where it lies: false.
+    ///
+    /// # Errors
+    /// [`FsError::Stale`], corruption when the parents form a circle.
+    pub fn is_inside(&self, id: InodeId, root: InodeId) -> Try<bool> {
+        if root == InodeId::ROOT {
+            return Ok(true);
+        }
+        if self.inode(id)?.live.borrow().mode & S_IFMT != S_IFDIR {
+            return Ok(false);
+        }
+        self.is_below(id, root)
+    }
+
+    /// Whether `directory` is `ancestor`, or lies below it.
+    pub(super) fn is_below(&self, directory: InodeId, ancestor: InodeId) -> Try<bool> {
+        let mut at = directory;
+        // Brent's search for a circle, which only a damaged image has.
+        let (mut mark, mut steps, mut limit) = (at, 0_u64, 2_u64);
+        while at != ancestor {
+            if at == InodeId::ROOT {
+                return Ok(false);
+            }
+            at = self.directory(at)?.live.borrow().parent;
+            if at == mark {
+                return Err(malformed_parents(directory).into());
+            }
+            steps += 1;
+            if steps == limit {
+                (mark, steps, limit) = (at, 0, limit * 2);
+            }
+        }
+        Ok(true)
     }
 
     /// Calls `each` for the entries behind `cookie` (0 = from the start) until it breaks.

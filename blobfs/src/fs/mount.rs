@@ -146,4 +146,6 @@ pub(crate) mod libc_mode {
     pub(crate) const S_IFCHR: u32 = 0o020_000;
     pub(crate) const S_ISUID: u32 = 0o4000;
     pub(crate) const S_ISGID: u32 = 0o2000;
+    /// Group execute: with set-group-id it is a privilege, without it a mark for mandatory locks.
+    pub(crate) const S_IXGRP: u32 = 0o010;
 }

@@ -198,13 +198,6 @@ impl Fs {
 
     /// Fails when `directory` is `below` or an ancestor of it: a directory cannot hold itself.
     fn check_not_below(&self, directory: InodeId, below: InodeId) -> Try<()> {
-        let mut at = below;
-        while at != InodeId::ROOT {
-            if at == directory {
-                return Err(FsError::Invalid.into());
-            }
-            at = self.directory(at)?.live.borrow().parent;
-        }
-        Ok(())
+        if self.is_below(below, directory)? { Err(FsError::Invalid.into()) } else { Ok(()) }
     }
 }

@@ -20,7 +20,8 @@ pub struct Context {
     pub gid: u32,
     /// Calling process.
     pub pid: u32,
-    /// A supplementary group that a new inode may take (FUSE `FUSE_EXT_GROUPS`).
+    /// A supplementary group of the caller, sent when it is that of the directory in which an inode is made:
+    /// a member may make set-group-id programs for it (FUSE `FUSE_EXT_GROUPS`).
     pub supplementary_gid: Option<u32>,
 }
 

@@ -17,7 +17,7 @@ pub(crate) fn read(call: &Call<'_>) -> Result<Handled, Errno> {
     if args.size > TRANSFER_MAX || len > call.reply.room() {
         return Err(Errno::INVALID);
     }
-    decode::check_range(args.offset, u64::from(args.size))?;
+    decode::check_range(args.offset, 0)?;
     let (ctx, inode, flags) = (call.context(), call.node()?, decode::read_flags(&args));
     let dst = call.reply.writable.slice(HEADER_LEN, len);
     match call.fs().try_read(&ctx, inode, args.offset, &dst, flags) {
@@ -38,7 +38,8 @@ pub(crate) fn write(call: &Call<'_>) -> Result<Handled, Errno> {
     }
     let src = arguments.data(args.size as usize)?;
     decode::check_range(args.offset, u64::from(args.size))?;
-    let (ctx, inode, flags) = (call.context(), call.node()?, decode::write_flags(&args));
+    let (ctx, inode) = (call.context(), call.node()?);
+    let flags = decode::write_flags(&args, call.agreed(InitFlags::FUSE_WRITEBACK_CACHE));
     match call.fs().try_write(&ctx, inode, args.offset, &src, flags) {
         Some(result) => Ok(Handled::Done(written(call.reply, call.export(), result?))),
         None => {
@@ -78,7 +79,12 @@ pub(crate) fn fallocate(call: &Call<'_>) -> Result<Handled, Errno> {
     Ok(call.answer_later(operation, no_body))
 }
 
+/// A client that caches writes asks without writing back first: what is a hole here may be data in its cache.
+/// It is told to stop asking, and takes the whole file for data.
 pub(crate) fn lseek(call: &Call<'_>) -> Result<Handled, Errno> {
+    if call.agreed(InitFlags::FUSE_WRITEBACK_CACHE) {
+        return Err(Errno(libc::ENOSYS));
+    }
     let args: fuse_lseek_in = call.args()?.take()?;
     let target = decode::seek_target(args.whence)?;
     decode::check_range(args.offset, 0).map_err(|_| Errno::from(FsError::NoData))?;

@@ -18,9 +18,14 @@ use crate::session::{CachePolicy, Call, Export, no_body};
 /// A name that does not exist is an answer too, which an exclusive client remembers.
 pub(crate) fn lookup(call: &Call<'_>) -> Result<Handled, Errno> {
     let name = call.args()?.lookup_name()?;
+    match name.as_slice() {
+        b"." => return lookup_self(call),
+        b".." => return lookup_parent(call),
+        _ => {}
+    }
     let (ctx, parent) = (call.context(), call.node()?);
     Ok(call.run(
-        move |fs, export| match fs.lookup(&ctx, parent, stay_inside(export, parent, &name)) {
+        move |fs, export| match fs.lookup(&ctx, parent, &name) {
             Ok(entry) => Ok(Some(entry)),
             Err(Stop::Fail(FsError::NotFound)) if export.cache == CachePolicy::Exclusive => Ok(None),
             Err(stop) => Err(stop),
@@ -32,9 +37,30 @@ pub(crate) fn lookup(call: &Call<'_>) -> Result<Handled, Errno> {
     ))
 }
 
-/// The export's root is its own parent.
-fn stay_inside(export: Export, parent: InodeId, name: &[u8]) -> &[u8] {
-    if parent == export.root && name == b".." { b"." } else { name }
+/// "." finds an inode of any kind by its number: a client that opens a file handle may have forgotten the
+/// node meanwhile. What the client does not know must lie in the export, which of anything but a directory
+/// can be told only when the export is the whole file system.
+fn lookup_self(call: &Call<'_>) -> Result<Handled, Errno> {
+    let (ctx, inode, known) = (call.context(), call.named_inode(), call.node().is_ok());
+    let attempt = move |fs: &Rc<Fs>, export: Export| {
+        if !known && !fs.is_inside(inode, export.root)? {
+            return Err(FsError::Stale.into());
+        }
+        fs.lookup_inode(&ctx, inode)
+    };
+    Ok(call.run(attempt, entry_out))
+}
+
+/// ".." stops at the export's root; a directory that was moved out of the export has no parent for the client.
+fn lookup_parent(call: &Call<'_>) -> Result<Handled, Errno> {
+    let (ctx, inode) = (call.context(), call.node()?);
+    let attempt = move |fs: &Rc<Fs>, export: Export| {
+        if inode == export.root || !fs.is_inside(inode, export.root)? {
+            return Err(FsError::Stale.into());
+        }
+        fs.lookup(&ctx, inode, b"..")
+    };
+    Ok(call.run(attempt, entry_out))
 }
 
 pub(crate) fn forget(call: &Call<'_>) {
@@ -148,42 +174,40 @@ pub(crate) fn mkdir(call: &Call<'_>) -> Result<Handled, Errno> {
 /// Creates and opens. Without `O_EXCL` a file that exists by now is opened instead.
 pub(crate) fn create(call: &Call<'_>) -> Result<Handled, Errno> {
     let mut args = call.args()?;
-    let fuse_create_in { flags, mode, umask, .. } = args.take()?;
+    let fuse_create_in { flags, mode, umask, open_flags } = args.take()?;
     let name = args.name()?;
     let extensions = args.extensions()?;
     let (ctx, parent, kind) = (creator(call, &extensions), call.node()?, Kind::File);
     let new = NewInode { ctx, parent, name, kind, mode: permissions(mode), umask, extensions };
     let exclusive = decode::open_flag(flags, libc::O_EXCL);
-    let truncate = decode::open_flag(flags, libc::O_TRUNC);
-    let mut existing = None;
-    let attempt = move |fs: &Rc<Fs>, _| {
-        if existing.is_none() {
-            match new.create(fs) {
-                Err(Stop::Fail(FsError::Exists)) if !exclusive => {}
-                other => return other,
-            }
-            existing = Some(fs.lookup(&new.ctx, parent, &new.name)?);
-        }
-        open_existing(fs, &new.ctx, existing, truncate)
+    let truncation = decode::open_flag(flags, libc::O_TRUNC).then(|| SetAttr {
+        size: Some(0),
+        kill_privileges: open_flags & FUSE_OPEN_KILL_SUIDGID != 0,
+        ..SetAttr::default()
+    });
+    let attempt = move |fs: &Rc<Fs>, _| match new.create(fs) {
+        Err(Stop::Fail(FsError::Exists)) if !exclusive => open_existing(fs, &new, truncation.as_ref()),
+        other => other,
     };
     Ok(call.run(attempt, create_out))
 }
 
-/// The rest of CREATE on a file that was there: its lookup already counts, also when a wait comes between.
-fn open_existing(fs: &Rc<Fs>, ctx: &Context, existing: Option<Entry>, truncate: bool) -> Try<Entry> {
-    let entry = existing.ok_or(FsError::NotFound)?;
-    if !truncate {
-        return Ok(entry);
+/// CREATE on a name that was there. Its lookup counts only when the client is told of it: a truncation that
+/// has to wait gives it back and starts anew.
+fn open_existing(fs: &Rc<Fs>, new: &NewInode, truncation: Option<&SetAttr>) -> Try<Entry> {
+    let entry = fs.lookup(&new.ctx, new.parent, &new.name)?;
+    let inode = entry.attr.inode;
+    let opened = match (entry.attr.mode & libc::S_IFMT, truncation) {
+        (libc::S_IFREG, None) => Ok(entry),
+        (libc::S_IFREG, Some(change)) => fs.set_attr(&new.ctx, inode, change).map(|attr| Entry { attr }),
+        (libc::S_IFDIR, _) => Err(FsError::IsADirectory.into()),
+        // The client looks again and then follows the link or opens the device itself.
+        _ => Err(FsError::Exists.into()),
+    };
+    if opened.is_err() {
+        fs.forget(new.ctx.session, inode, 1);
     }
-    let change = SetAttr { size: Some(0), ..SetAttr::default() };
-    match fs.set_attr(ctx, entry.attr.inode, &change) {
-        Ok(attr) => Ok(Entry { attr }),
-        Err(Stop::Fail(error)) => {
-            fs.forget(ctx.session, entry.attr.inode, 1);
-            Err(error.into())
-        }
-        Err(wait) => Err(wait),
-    }
+    opened
 }
 
 /// A file without a name; the one that the request carries means nothing.
