@@ -12,6 +12,9 @@ use crate::ondisk::{Key, Kind, XattrRef};
 use crate::txn::{Origin, Txn};
 use crate::units::{InodeId, MapId};
 
+/// Bytes that the removal of an attribute takes in a transaction, at least.
+const XATTR_CHANGE_LEN: usize = 32;
+
 impl Fs {
     /// Nobody may need `id` any more: deletes it in the background if it has no name and no session knows it.
     pub(super) fn release(self: &Rc<Self>, id: InodeId) {
@@ -96,27 +99,32 @@ impl Fs {
 
     /// Adds the removal of extended attributes to `txn`, as many as fit; true when those are all.
     fn delete_xattrs(&self, txn: &mut Txn, id: InodeId) -> Try<bool> {
-        let mut keys = Vec::new();
-        let mut maps: Vec<MapId> = Vec::new();
+        let half = self.store.txn_len_max() / 2;
+        let mut found: Vec<(Key, Option<MapId>)> = Vec::new();
+        let mut all = true;
         self.store.scan(&Key::xattr(id, 0), &Key::xattr(id, u64::MAX), |key, value| {
-            keys.push(*key);
-            if let Some(XattrRef::Stored { map, .. }) = XattrRef::decode(value) {
-                maps.push(map);
+            all = found.len() < half / XATTR_CHANGE_LEN;
+            if !all {
+                return ControlFlow::Break(());
             }
+            let map = match XattrRef::decode(value) {
+                Some(XattrRef::Stored { map, .. }) => Some(map),
+                _ => None,
+            };
+            found.push((*key, map));
             ControlFlow::Continue(())
         })?;
-        for map in maps {
-            if !self.delete_data(txn, map, 0)? {
+        for (key, map) in found {
+            if txn.journal_bytes() > half {
                 return Ok(false);
             }
-        }
-        let half = self.store.txn_len_max() / 2;
-        for key in keys {
-            if txn.journal_bytes() > half {
+            if let Some(map) = map
+                && !self.delete_data(txn, map, 0)?
+            {
                 return Ok(false);
             }
             txn.delete(key);
         }
-        Ok(true)
+        Ok(all)
     }
 }

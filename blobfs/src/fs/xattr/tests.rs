@@ -78,6 +78,29 @@ fn a_deleted_inode_gives_the_blocks_of_its_values_back() {
     }
 }
 
+/// One transaction does not hold the removal of all of them.
+#[test]
+fn an_inode_with_many_large_values_is_deleted_in_pieces() {
+    let disk = SimDisk::new(8 << 20, 512, 1);
+    let bench = on_disk(&disk, true);
+    let ctx = bench.ctx;
+    let file = bench.create(InodeId::ROOT, "f", FILE);
+    let before = free(&bench);
+    for i in 0..500 {
+        let fs = bench.fs.clone();
+        let name = format!("user.{i}");
+        let set = async move { fs.store_xattr(ctx, file, name.as_bytes(), &[1; 2000], XattrMode::Set).await };
+        bench.reactor.block_on(set).unwrap();
+    }
+    bench.run(move |fs| fs.unlink(&ctx, InodeId::ROOT, b"f")).unwrap();
+    bench.fs.forget(ctx.session, file, 1);
+    bench.settle();
+    sync(&bench).unwrap();
+    assert_eq!(bench.attr(file), Err(FsError::Stale));
+    // What is not given back became room for tree nodes.
+    assert!(before - free(&bench) < 500 * 4 / 2);
+}
+
 #[test]
 fn what_cannot_be_set_leaves_the_value_before() {
     let bench = Bench::new();
