@@ -162,6 +162,62 @@ fn what_is_no_image_is_told_apart() {
     unusable(&empty, "smaller than one block");
 }
 
+/// Rewrites part of both copies of the superblock, with right checksums.
+fn patch_superblocks(image: &str, offset: usize, bytes: &[u8]) {
+    let file = File::options().read(true).write(true).open(image).unwrap();
+    for copy in [4096, 8192] {
+        let mut block = [0; 512];
+        file.read_exact_at(&mut block, copy).unwrap();
+        block[offset..offset + bytes.len()].copy_from_slice(bytes);
+        let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &block[12..]) as u32;
+        block[8..12].copy_from_slice(&crc.to_le_bytes());
+        file.write_all_at(&block, copy).unwrap();
+    }
+}
+
+#[test]
+fn other_versions_and_features_are_refused() {
+    let scratch = Scratch::new();
+    let image = scratch.image("image");
+    patch_superblocks(&image, 12, &2_u32.to_le_bytes());
+    unusable(&image, "version 2");
+
+    let image = scratch.image("features");
+    patch_superblocks(&image, 32, &64_u64.to_le_bytes());
+    refused(&["fsck", &image], 8, "0x40");
+
+    let image = scratch.image("magic");
+    patch_superblocks(&image, 0, b"other fs");
+    unusable(&image, "not a blobfs file system");
+}
+
+#[test]
+fn damage_is_reported_and_left_as_it_is() {
+    let scratch = Scratch::new();
+    let image = scratch.image("image");
+    let file = File::options().write(true).open(&image).unwrap();
+    file.write_all_at(&[0xff; 16], 4096 + 64).unwrap();
+    let before = fs::read(&image).unwrap();
+
+    let output = blobfs(&["fsck", &image]);
+    assert_eq!(output.status.code(), Some(4));
+    assert!(output.stderr.is_empty());
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert!(text.starts_with("superblock, copy 0: checksum"), "{text}");
+    assert!(text.contains("1 finding"), "{text}");
+
+    let output = blobfs(&["fsck", "--json", &image]);
+    assert_eq!(output.status.code(), Some(4));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["findings"][0]["finding"], "superblock");
+    assert_eq!(report["findings"][0]["copy"], 0);
+    assert!(report["findings"][0]["text"].as_str().unwrap().contains("checksum"));
+    assert_eq!(report["complete"], true);
+
+    assert!(succeeds(&["info", &image]).contains("damaged superblock"));
+    assert!(fs::read(&image).unwrap() == before);
+}
+
 #[test]
 fn a_truncated_image_is_refused() {
     let scratch = Scratch::new();

@@ -8,7 +8,7 @@ use bdev::{Bdev, BdevError};
 use super::finding::{Finding, Findings};
 use crate::ondisk::journal::{Record, TxnRecord, block_header, check_block, decode_block};
 use crate::ondisk::node::item_len_max;
-use crate::ondisk::superblock::{JournalTail, Superblock};
+use crate::ondisk::superblock::{COUNTER_MAX, JournalTail, Superblock};
 use crate::ondisk::{Key, Kind};
 use crate::store::{read, read_journal_block};
 
@@ -106,6 +106,9 @@ impl Journal {
         for TxnRecord { header, records } in decode_block(block).ok_or("malformed record")? {
             if Some(header.seq.get()) != self.last_txn.checked_add(1) {
                 return Err("transactions are not in sequence");
+            }
+            if header.next_id.get() > COUNTER_MAX {
+                return Err("a number beyond what its counter can reach");
             }
             for record in &records {
                 self.apply_record(place, record)?;

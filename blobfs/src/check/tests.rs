@@ -114,6 +114,18 @@ fn open(disk: &Rc<SimDisk>, reactor: &Rc<Reactor>) -> Rc<Store> {
     reactor.block_on(opened).unwrap()
 }
 
+/// Mounts, which writes, and closes again.
+fn mount(disk: &Rc<SimDisk>) -> Result<(), OpenError> {
+    let (disk, reactor) = (disk.clone(), reactor());
+    let inner = reactor.clone();
+    let open = async move { Store::open(disk, inner, OpenOptions::default()).await };
+    reactor.block_on(async move {
+        let fs = Fs::mount(open.await?, MountOptions::default()).await?;
+        fs.unmount().await?;
+        Ok(())
+    })
+}
+
 fn empty_disk(reactor: &Rc<Reactor>) -> Rc<SimDisk> {
     let disk = SimDisk::new(DEVICE, BLOCK, 1);
     let options = MkfsOptions {
@@ -1138,10 +1150,7 @@ fn random_damage_is_no_panic_and_what_is_called_clean_mounts() {
             disk.poke(at, &[rng.random(); 5]);
         }
         let clean = report_of(&disk).is_ok_and(|report| report.is_clean());
-        let reactor = reactor();
-        let inner = reactor.clone();
-        let open = async move { Store::open(disk, inner, OpenOptions::default()).await.map(drop) };
-        let opened = reactor.block_on(open);
+        let opened = mount(&disk);
         assert!(opened.is_ok() || !clean, "clean, but {opened:?}");
     }
 }
@@ -1162,6 +1171,7 @@ proptest! {
             page[at..end].copy_from_slice(&bytes[..end - at]);
         });
         let _ = report_of(&sample.disk);
+        let _ = mount(&sample.disk);
 
         let copy = SUPERBLOCK_OFFSETS[(sample.superblock().generation % 2) as usize];
         let mut block = [0; SUPERBLOCK_LEN];
@@ -1172,6 +1182,7 @@ proptest! {
         block[8..12].copy_from_slice(&crc.to_le_bytes());
         sample.disk.poke(copy, &block);
         let _ = report_of(&sample.disk);
+        let _ = mount(&sample.disk);
     }
 
     /// Whatever the file system does, its image is clean: closed, and after a power cut.

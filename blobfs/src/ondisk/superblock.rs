@@ -334,6 +334,10 @@ impl Superblock {
         if self.root_level > LEVEL_MAX {
             return Err("the tree is too deep");
         }
+        let counters = [self.generation, self.epoch, self.tail.seq, self.next_id, self.last_txn];
+        if counters.iter().any(|counter| *counter > COUNTER_MAX) {
+            return Err("a counter is beyond what it can reach");
+        }
         Ok(())
     }
 
@@ -367,6 +371,9 @@ impl Superblock {
 
 /// Deepest tree: with four entries per inner node this is beyond any device.
 pub const LEVEL_MAX: u8 = 24;
+
+/// Counters grow by steps of at most 2^20, so they never come near this, and sums with them never overflow.
+pub const COUNTER_MAX: u64 = 1 << 62;
 
 /// Smallest journal: eight blocks of the largest transaction that a tiny geometry has.
 pub const JOURNAL_LEN_MIN: u64 = 64 * 1024;
@@ -426,6 +433,11 @@ pub(crate) mod tests {
             Superblock { block_count: u64::MAX, ..sample() },
             Superblock { group_blocks: 1 << 30, ..sample() },
             Superblock { tail: JournalTail { pos: 1 << 40, ..sample().tail }, ..sample() },
+            Superblock { tail: JournalTail { seq: u64::MAX, ..sample().tail }, ..sample() },
+            Superblock { generation: u64::MAX, ..sample() },
+            Superblock { epoch: u64::MAX, ..sample() },
+            Superblock { next_id: u64::MAX, ..sample() },
+            Superblock { last_txn: u64::MAX, ..sample() },
         ];
         for superblock in broken {
             let result = Superblock::decode(&superblock.encode());

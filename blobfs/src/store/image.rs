@@ -17,7 +17,7 @@ use crate::error::{Corruption, FsError};
 use crate::ondisk::journal::{self, BlockId, JOURNAL_HEADER_LEN, Record};
 use crate::ondisk::node::{Expected, Node};
 use crate::ondisk::superblock::{
-    JournalTail, NodePtr, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS, Superblock, SuperblockError,
+    COUNTER_MAX, JournalTail, NodePtr, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS, Superblock, SuperblockError,
 };
 use crate::ondisk::{Key, chunk_map};
 use crate::units::BlockAddr;
@@ -146,6 +146,9 @@ impl Image {
         for txn in txns {
             if Some(txn.header.seq.get()) != self.last_txn.checked_add(1) {
                 return Err(problem(self, "transactions are not in sequence"));
+            }
+            if txn.header.next_id.get() > COUNTER_MAX {
+                return Err(problem(self, "a number beyond what its counter can reach"));
             }
             for record in &txn.records {
                 self.apply(record).map_err(|what| problem(self, what))?;

@@ -32,6 +32,8 @@ struct Info {
     next_id: u64,
     tree_levels: u8,
     clean: bool,
+    /// Why one of the two copies cannot be used; what is shown may then be out of date.
+    damaged_copy: Option<String>,
 }
 
 impl From<&Superblock> for Info {
@@ -56,6 +58,7 @@ impl From<&Superblock> for Info {
             next_id: superblock.next_id,
             tree_levels: superblock.root_level + 1,
             clean: superblock.clean,
+            damaged_copy: None,
         }
     }
 }
@@ -66,10 +69,11 @@ pub(crate) fn run(args: &InfoArgs) -> Result<ExitCode, Failure> {
     let device = image.device.clone();
     let read = image.reactor.block_on(async move { read_superblocks(&device).await });
     let copies = read.map_err(|error| Failure::new(&args.image, error, "check the device"))?;
-    let superblock = choose_superblock(copies, false).map_err(|error| {
+    let damaged_copy = copies.iter().find_map(|copy| copy.as_ref().err().map(ToString::to_string));
+    let superblock = choose_superblock(copies, true).map_err(|error| {
         Failure::new(&args.image, error, "use an image that blobfs made, undamaged and whole")
     })?;
-    let info = Info::from(&superblock);
+    let info = Info { damaged_copy, ..Info::from(&superblock) };
     if args.json {
         println!("{}", serde_json::to_string_pretty(&info).expect("plain data"));
     } else {
@@ -79,15 +83,16 @@ pub(crate) fn run(args: &InfoArgs) -> Result<ExitCode, Failure> {
 }
 
 fn text(info: &Info) -> String {
-    let state = match info.clean {
-        true => "clean",
-        false => "in use, or not closed: the journal will be replayed",
+    let state = match (&info.damaged_copy, info.clean) {
+        (Some(problem), _) => format!("damaged superblock ({problem}): run 'blobfs fsck'"),
+        (None, true) => "closed".to_owned(),
+        (None, false) => "not closed: the next mount replays the journal".to_owned(),
     };
     let rows = [
         ("UUID", info.uuid.clone()),
         ("label", info.label.clone()),
         ("format version", info.format_version.to_string()),
-        ("state", state.to_owned()),
+        ("state", state),
         ("size", format!("{} bytes in {} blocks of {}", info.size, info.block_count, info.block_size)),
         ("tree", format!("nodes of {} bytes, {} levels", info.node_size, info.tree_levels)),
         ("allocation group", format!("{} blocks", info.group_blocks)),

@@ -1,0 +1,154 @@
+//! Images that were written once mount, are clean and hold what they held. See `README.md` beside this file.
+
+mod contents;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bdev::Bdev;
+use bdev::sim::{CrashChoice, SimDisk};
+use blobfs::Fs;
+use blobfs::check::check;
+use blobfs::fs::MountOptions;
+use blobfs::ondisk::superblock::FORMAT_VERSION;
+use blobfs::store::{MkfsOptions, OpenOptions, Store, mkfs};
+use contents::{Client, TIME, expected};
+use flate2::Compression;
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
+use reactor::{Reactor, VirtualClock};
+
+/// Bytes of an image and of its blocks.
+const SIZE: u64 = 1 << 20;
+const BLOCK: u32 = 512;
+
+/// The images of a version.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Clean,
+    Journal,
+}
+
+const STATES: [State; 2] = [State::Clean, State::Journal];
+
+fn path(version: u32, state: State) -> PathBuf {
+    let state = match state {
+        State::Clean => "clean",
+        State::Journal => "journal",
+    };
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/v{version}-{state}.img.gz"))
+}
+
+fn reactor() -> Rc<Reactor> {
+    Reactor::new(Rc::new(VirtualClock::new(Duration::from_secs(TIME))))
+}
+
+fn load(path: &Path) -> Rc<SimDisk> {
+    let packed = fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let mut bytes = Vec::new();
+    GzDecoder::new(packed).read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes.len() as u64, SIZE);
+    let disk = SimDisk::new(SIZE, BLOCK, 1);
+    disk.poke(0, &bytes);
+    disk
+}
+
+fn save(disk: &SimDisk, path: &Path) {
+    let mut bytes = vec![0; SIZE as usize];
+    disk.peek(0, &mut bytes);
+    let mut packer = GzEncoder::new(fs::File::create(path).unwrap(), Compression::best());
+    packer.write_all(&bytes).unwrap();
+    packer.finish().unwrap();
+}
+
+fn mount(disk: &Rc<SimDisk>, reactor: &Rc<Reactor>) -> Client {
+    let (disk, inner) = (disk.clone(), reactor.clone());
+    let fs = reactor.block_on(async move {
+        let store = Store::open(disk, inner, OpenOptions::default()).await.unwrap();
+        Fs::mount(store, MountOptions::default()).await.unwrap()
+    });
+    Client::new(fs)
+}
+
+/// An image as this code writes it.
+fn make(state: State) -> Rc<SimDisk> {
+    let reactor = reactor();
+    let disk = SimDisk::new(SIZE, BLOCK, 1);
+    let bdev: Rc<dyn Bdev> = disk.clone();
+    let options = MkfsOptions {
+        uuid: *b"golden blobfs v1",
+        hash_key: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],
+        label: "golden".to_owned(),
+        block_size: BLOCK,
+        node_size: 1024,
+        group_blocks: 512,
+        journal_size: 64 << 10,
+        ..MkfsOptions::default()
+    };
+    reactor.block_on(async move { mkfs(&bdev, &options).await }).unwrap();
+    let client = mount(&disk, &reactor);
+    reactor.block_on(async move {
+        client.fill().await.unwrap();
+        client.unmount().await.unwrap();
+    });
+    if state == State::Clean {
+        return disk;
+    }
+    let client = mount(&disk, &reactor);
+    let client = reactor.block_on(async move {
+        client.change().await.unwrap();
+        client.sync().await.unwrap();
+        client
+    });
+    let crashed = disk.crash(CrashChoice::Nothing);
+    drop(client);
+    crashed
+}
+
+/// The image is clean, holds what it should, and is clean again after a mount that writes.
+#[track_caller]
+fn verify(disk: &Rc<SimDisk>, state: State) {
+    for round in 0..2 {
+        let bdev: Rc<dyn Bdev> = disk.clone();
+        let report = reactor().block_on(async move { check(&bdev).await }).unwrap();
+        assert_eq!(report.findings, []);
+        assert!(report.complete);
+        assert_eq!(report.counts.journal_blocks > 0, state == State::Journal && round == 0);
+        let reactor = reactor();
+        let client = mount(disk, &reactor);
+        let found = reactor.block_on(async move {
+            let found = client.tree().await.unwrap();
+            client.unmount().await.unwrap();
+            found
+        });
+        let expected = expected(state == State::Journal);
+        assert!(found.keys().eq(expected.keys()), "{:?}", found.keys());
+        for (path, seen) in &expected {
+            assert!(found[path] == *seen, "{path}: {:?}", found[path]);
+        }
+    }
+}
+
+#[test]
+fn images_of_every_version_hold_what_they_held() {
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        for state in STATES {
+            save(&make(state), &path(FORMAT_VERSION, state));
+        }
+    }
+    for version in 1..=FORMAT_VERSION {
+        for state in STATES {
+            verify(&load(&path(version, state)), state);
+        }
+    }
+}
+
+#[test]
+fn what_is_written_today_holds_the_same() {
+    for state in STATES {
+        verify(&make(state), state);
+    }
+}
