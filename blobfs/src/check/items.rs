@@ -8,9 +8,8 @@ use hashbrown::HashMap;
 use super::Counts;
 use super::finding::{Finding, Findings};
 use super::usage::BlockSet;
-use crate::fs::check_name;
 use crate::fs::libc_mode::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
-use crate::fs::xattr_flags;
+use crate::fs::{XATTR_SIZE_MAX, check_name, check_name_space, stays_in_item, xattr_flags};
 use crate::ondisk::superblock::Superblock;
 use crate::ondisk::{
     DirentRef, ExtentFlags, ExtentItem, InodeFlags, InodeItem, Key, Kind, SLOT_BITS, XattrRef, name_hash,
@@ -67,6 +66,8 @@ pub(super) struct Content {
     inline: Option<u64>,
     /// Blocks of all extents.
     blocks: u64,
+    /// Some of them read as zeros or may be shared.
+    special: bool,
     /// File block behind the last extent.
     end: u64,
 }
@@ -293,6 +294,17 @@ impl<'a> Census<'a> {
         if !self.owner.xattr_names.add(hash, name) {
             found("the name is there twice");
         }
+        if check_name_space(name).is_err() {
+            found("a name that no attribute can have");
+        }
+        let len = match xattr {
+            XattrRef::Inline { value, .. } => value.len(),
+            XattrRef::Stored { size, .. } => size as usize,
+        };
+        let stored = matches!(xattr, XattrRef::Stored { .. });
+        if len > XATTR_SIZE_MAX || stored && (len == 0 || stays_in_item(name)) {
+            found("a value that cannot be there");
+        }
         self.owner.xattr_flags |= xattr_flags(name);
         if let XattrRef::Stored { map, size, .. } = xattr {
             self.claim(map.0, Claim::Xattr { inode, offset, size }, findings);
@@ -321,6 +333,7 @@ impl<'a> Census<'a> {
         }
         content.end = content.end.max(file_block + count);
         content.blocks += count;
+        content.special |= !item.flags.is_empty();
         self.counts.data_blocks += count;
         if !in_data_area(self.superblock, start, count) {
             return found("lies outside the data area");
@@ -416,7 +429,7 @@ impl<'a> Census<'a> {
                 }
                 Claim::Xattr { inode, offset, size } => {
                     let blocks = u64::from(size).div_ceil(u64::from(self.superblock.block_size));
-                    if content != (Content { inline: None, blocks, end: blocks }) {
+                    if content != (Content { blocks, end: blocks, ..Content::default() }) {
                         let problem = "its map does not hold a value of its size";
                         findings.push(Finding::Xattr { inode, offset, problem });
                     }

@@ -15,7 +15,7 @@ use crate::ondisk::journal::{BlockId, JOURNAL_HEADER_LEN, Record, TxnHeader, app
 use crate::ondisk::node::seal;
 use crate::ondisk::superblock::{NodePtr, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS};
 use crate::ondisk::{
-    DirentRef, ExtentFlags, ExtentItem, InodeFlags, InodeItem, Kind, SLOT_BITS, XattrRef, encode_dirent,
+    DirentRef, ExtentFlags, ExtentItem, InodeFlags, InodeItem, Kind, SLOT_BITS, encode_dirent,
     encode_xattr_inline, encode_xattr_stored, name_hash,
 };
 use crate::store::{MkfsOptions, OpenOptions, Store, mkfs};
@@ -1097,23 +1097,37 @@ fn wrong_extended_attributes_are_found() {
 
 #[test]
 fn values_of_attributes_outside_their_item_are_checked() {
-    let store_value = |sample: &Sample, size: u32| {
+    let store_value = |name: &str, flags: ExtentFlags, size: u32| {
+        let sample = Sample::new();
         let file = sample.file;
         sample.found(|items, txn| {
             let (map, range) = (MapId(items.0.next_id()), items.free_blocks(4));
             txn.alloc(range);
-            txn.put(Key::extent(map, 0), &ExtentItem::plain(range, ExtentFlags::empty()).encode());
-            txn.put_with(items.xattr(file, "user.large"), |out| {
-                encode_xattr_stored(b"user.large", map, size, out);
+            txn.put(Key::extent(map, 0), &ExtentItem::plain(range, flags).encode());
+            txn.put_with(items.xattr(file, name), |out| {
+                encode_xattr_stored(name.as_bytes(), map, size, out);
             });
-            let stored = XattrRef::Stored { name: b"user.large", map, size };
-            assert_eq!(stored.name(), b"user.large");
+            items.change(txn, file, |item| item.flags |= InodeFlags::all() - InodeFlags::INLINE);
         })
     };
-    assert_eq!(store_value(&Sample::new(), 4 * BLOCK - 7), []);
-    let found = store_value(&Sample::new(), 4 * BLOCK + 1);
-    let [Finding::Xattr { problem, .. }] = found[..] else { panic!("{found:?}") };
-    assert_eq!(problem, "its map does not hold a value of its size");
+    let problems = |name: &str, flags, size| {
+        let found = store_value(name, flags, size);
+        let problem = |finding: &Finding| match finding {
+            Finding::Xattr { problem, .. } => *problem,
+            other => panic!("{other}"),
+        };
+        found.iter().map(problem).collect::<Vec<_>>()
+    };
+    let plain = ExtentFlags::empty();
+    assert_eq!(problems("user.large", plain, 4 * BLOCK - 7), [""; 0]);
+    let wrong_size = "its map does not hold a value of its size";
+    assert_eq!(problems("user.large", plain, 4 * BLOCK + 1), [wrong_size]);
+    assert_eq!(problems("user.large", ExtentFlags::UNWRITTEN, 4 * BLOCK), [wrong_size]);
+    let misplaced = "a value that cannot be there";
+    assert_eq!(problems("user.large", plain, 0), [misplaced, wrong_size]);
+    assert_eq!(problems("user.large", plain, 65_537), [misplaced, wrong_size]);
+    assert_eq!(problems("system.posix_acl_access", plain, 4 * BLOCK), [misplaced]);
+    assert_eq!(problems("other.large", plain, 4 * BLOCK), ["a name that no attribute can have"]);
 }
 
 #[test]
@@ -1262,7 +1276,12 @@ async fn random_operation(
         7 => {
             let inode = found?;
             let name = [b"user.", &other[..]].concat();
-            fs.run(|fs| fs.set_xattr(&ctx, inode, &name, b"value", XattrMode::Set, false)).await
+            let value = vec![b'v'; offset as usize % 3000];
+            if fs.xattr_fits(&name, &value) {
+                fs.run(|fs| fs.set_xattr(&ctx, inode, &name, &value, XattrMode::Set, false)).await
+            } else {
+                fs.store_xattr(ctx, inode, &name, &value, XattrMode::Set).await
+            }
         }
         8 => fs.fallocate(ctx, found?, FallocateMode::PunchHole, offset, len as u64).await,
         _ => {

@@ -46,7 +46,7 @@ pub use mount::MountOptions;
 pub(crate) use mount::libc_mode;
 pub use types::*;
 pub use xattr::XattrValue;
-pub(crate) use xattr::xattr_flags;
+pub(crate) use xattr::{XATTR_SIZE_MAX, check_name_space, stays_in_item, xattr_flags};
 
 /// A mounted file system: one per image, on one thread, shared by `Rc`.
 pub struct Fs {

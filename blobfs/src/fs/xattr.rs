@@ -25,7 +25,7 @@ use stored::StoredValue;
 /// Longest name in bytes (`XATTR_NAME_MAX`).
 const XATTR_NAME_MAX: usize = 255;
 /// Longest value in bytes (`XATTR_SIZE_MAX`).
-const XATTR_SIZE_MAX: usize = 64 << 10;
+pub(crate) const XATTR_SIZE_MAX: usize = 64 << 10;
 /// Longest list of names in bytes (`XATTR_LIST_MAX`).
 const XATTR_LIST_MAX: usize = 64 << 10;
 
@@ -53,7 +53,7 @@ pub enum XattrValue {
 }
 
 /// Fails for names outside the name spaces that Linux file systems have.
-fn check_name_space(name: &[u8]) -> Result<(), FsError> {
+pub(crate) fn check_name_space(name: &[u8]) -> Result<(), FsError> {
     if name.is_empty() || name.len() > XATTR_NAME_MAX {
         return Err(FsError::Range);
     }
@@ -67,7 +67,7 @@ fn check_name_space(name: &[u8]) -> Result<(), FsError> {
 }
 
 /// Whether the value of an attribute must lie in its item.
-fn stays_in_item(name: &[u8]) -> bool {
+pub(crate) fn stays_in_item(name: &[u8]) -> bool {
     name == ACL_ACCESS || name == ACL_DEFAULT || name == CAPABILITY
 }
 
