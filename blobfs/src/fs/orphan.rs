@@ -8,12 +8,15 @@ use std::rc::Rc;
 
 use super::Fs;
 use crate::error::{FsError, Try};
-use crate::ondisk::{Key, Kind, XattrRef};
+use crate::ondisk::{Key, Kind};
 use crate::txn::{Origin, Txn};
-use crate::units::{InodeId, MapId};
+use crate::units::InodeId;
 
 /// Bytes that the removal of an attribute takes in a transaction, at least.
 const XATTR_CHANGE_LEN: usize = 32;
+
+/// Bytes that the removal of the inode itself takes in a transaction, at most: three items.
+const INODE_CHANGE_LEN: usize = 128;
 
 impl Fs {
     /// Nobody may need `id` any more: deletes it in the background if it has no name and no session knows it.
@@ -99,31 +102,25 @@ impl Fs {
 
     /// Adds the removal of extended attributes to `txn`, as many as fit; true when those are all.
     fn delete_xattrs(&self, txn: &mut Txn, id: InodeId) -> Try<bool> {
-        let half = self.store.txn_len_max() / 2;
-        let mut found: Vec<(Key, Option<MapId>)> = Vec::new();
+        let room = self.store.txn_len_max().saturating_sub(INODE_CHANGE_LEN);
+        let mut keys = Vec::new();
         let mut all = true;
-        self.store.scan(&Key::xattr(id, 0), &Key::xattr(id, u64::MAX), |key, value| {
-            all = found.len() < half / XATTR_CHANGE_LEN;
+        self.store.scan(&Key::xattr(id, 0), &Key::xattr(id, u64::MAX), |key, _| {
+            all = keys.len() < room / XATTR_CHANGE_LEN;
             if !all {
                 return ControlFlow::Break(());
             }
-            let map = match XattrRef::decode(value) {
-                Some(XattrRef::Stored { map, .. }) => Some(map),
-                _ => None,
-            };
-            found.push((*key, map));
+            keys.push(*key);
             ControlFlow::Continue(())
         })?;
-        for (key, map) in found {
-            if txn.journal_bytes() > half {
+        for key in keys {
+            // Whole, whatever it takes: the transaction that set it took more.
+            let mut one = Txn::new(Origin::default());
+            self.drop_xattr(&mut one, id, key)?;
+            if !txn.is_empty() && txn.journal_bytes() + one.journal_bytes() > room {
                 return Ok(false);
             }
-            if let Some(map) = map
-                && !self.delete_data(txn, map, 0)?
-            {
-                return Ok(false);
-            }
-            txn.delete(key);
+            txn.append(&one);
         }
         Ok(all)
     }

@@ -148,7 +148,7 @@ impl Fs {
     }
 
     /// Adds the removal of the attribute at `key`, with the extents of its value, to `txn`.
-    fn drop_xattr(&self, txn: &mut Txn, inode: InodeId, key: Key) -> Try<()> {
+    pub(super) fn drop_xattr(&self, txn: &mut Txn, inode: InodeId, key: Key) -> Try<()> {
         self.drop_stored(txn, inode, &key)?;
         txn.delete(key);
         Ok(())

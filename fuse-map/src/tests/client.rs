@@ -8,6 +8,7 @@ use bdev::memory::Memory;
 use bdev::sim::SimDisk;
 use bdev::{AlignedBuf, Bdev, IoBuffers};
 use blobfs::Fs;
+use blobfs::check::check;
 use blobfs::fs::MountOptions;
 use blobfs::store::{MkfsOptions, OpenOptions, Store, mkfs};
 use blobfs::units::InodeId;
@@ -35,6 +36,7 @@ pub(super) const NO_CACHE: Export = Export { cache: CachePolicy::None, ..EXCLUSI
 pub(super) struct World {
     pub(super) reactor: Rc<Reactor>,
     pub(super) fs: Rc<Fs>,
+    device: Rc<dyn Bdev>,
 }
 
 impl World {
@@ -61,17 +63,19 @@ impl World {
 
     fn format(device: &Rc<dyn Bdev>, reactor: &Rc<Reactor>) {
         let device = device.clone();
-        reactor.block_on(async move { mkfs(&device, &MkfsOptions::default()).await }).unwrap();
+        // Not random: the same requests get the same replies in every run.
+        let options = MkfsOptions { uuid: [7; 16], hash_key: [1, 2], ..MkfsOptions::default() };
+        reactor.block_on(async move { mkfs(&device, &options).await }).unwrap();
     }
 
     /// What a device holds.
     pub(super) fn mount(device: Rc<dyn Bdev>, reactor: Rc<Reactor>) -> Self {
-        let inner = reactor.clone();
+        let (inner, image) = (reactor.clone(), device.clone());
         let fs = reactor.block_on(async move {
-            let store = Store::open(device, inner, OpenOptions::default()).await.unwrap();
+            let store = Store::open(image, inner, OpenOptions::default()).await.unwrap();
             Fs::mount(store, MountOptions::default()).await.unwrap()
         });
-        Self { reactor, fs }
+        Self { reactor, fs, device }
     }
 
     /// A client that has not sent INIT yet.
@@ -90,6 +94,17 @@ impl World {
         let client = self.connect(export);
         client.init(InitFlags::all()).unwrap();
         client
+    }
+
+    /// Unmounts; the checker finds nothing wrong.
+    pub(super) fn assert_sound(self) {
+        self.settle();
+        let Self { reactor, fs, device } = self;
+        let report = reactor.block_on(async move {
+            fs.unmount().await.unwrap();
+            check(&device).await.unwrap()
+        });
+        assert!(report.is_clean(), "{:?}", report.findings);
     }
 
     /// Lets background work end.
