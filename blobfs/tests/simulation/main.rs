@@ -1,0 +1,24 @@
+//! The file system on a simulated disk, against an oracle: every promise that it makes, and what power cuts,
+//! failing devices and full devices may and may not do to it.
+//!
+//! | module | what it provides |
+//! | --- | --- |
+//! | `operation` | operations as data, and random ones |
+//! | `oracle` | what each operation should do: a plain tree in memory |
+//! | `world` | a mounted file system on a simulated disk |
+//! | `workload` | operations on both sides, compared after each one |
+//! | `model` | test: random operations, remounts, a full device |
+//! | `promise` | what a power cut may leave of a workload |
+//! | `crash` | test: power cuts during random workloads and their recovery |
+//! | `sequences` | test: power cuts during every sequence of one and of two operations |
+//!
+//! Everything is drawn from seeds; a failure prints the one that repeats it.
+
+mod crash;
+mod model;
+mod operation;
+mod oracle;
+mod promise;
+mod workload;
+mod sequences;
+mod world;
