@@ -31,6 +31,8 @@ pub(crate) struct Depth {
 /// Recovers states and compares them with what was promised.
 pub(crate) struct Explorer {
     pub(crate) geometry: Geometry,
+    /// A damaged superblock is no reason to refuse a mount: a write of it has failed.
+    pub(crate) accept_older_superblock: bool,
     rng: SmallRng,
     /// States that were checked: what the disk held, and what was promised.
     seen: HashSet<(u64, usize, usize)>,
@@ -42,7 +44,7 @@ pub(crate) struct Explorer {
 impl Explorer {
     pub(crate) fn new(geometry: Geometry, seed: u64) -> Self {
         let rng = SmallRng::seed_from_u64(seed);
-        Self { geometry, rng, seen: HashSet::new(), states: 0, mounts: 0 }
+        Self { geometry, accept_older_superblock: false, rng, seen: HashSet::new(), states: 0, mounts: 0 }
     }
 
     /// Checks the states that power cuts during a recorded workload leave.
@@ -80,7 +82,11 @@ impl Explorer {
         choices
     }
 
-    fn check(&mut self, promise: &Promise<'_>, image: Image, again: f64) -> Result<(), String> {
+    /// Recovers one state; with probability `again` the recovery is cut, too, and so on.
+    ///
+    /// # Errors
+    /// The broken promise.
+    pub(crate) fn check(&mut self, promise: &Promise<'_>, image: Image, again: f64) -> Result<(), String> {
         if !self.seen.insert((image.content_hash(), promise.first, promise.last)) {
             return Ok(());
         }
@@ -105,7 +111,11 @@ impl Explorer {
 
     fn mount(&mut self, disk: &std::rc::Rc<SimDisk>) -> Result<World, String> {
         self.mounts += 1;
-        World::mount(disk, &self.geometry, self.mounts * BETWEEN_MOUNTS)
+        let seconds = self.mounts * BETWEEN_MOUNTS;
+        match self.accept_older_superblock {
+            true => World::mount_older(disk, &self.geometry, seconds),
+            false => World::mount(disk, &self.geometry, seconds),
+        }
     }
 
     /// A random workload, cut at random points; then another one on what was recovered from one of them.
@@ -145,8 +155,8 @@ impl Explorer {
             let operation = Generator { rng: &mut self.rng, state: workload.state(), profile }.draw();
             workload.perform(&operation).map_err(|problem| format!("{problem}\n{}", story(&workload.log)))?;
         }
-        workload.compare().map_err(|problem| format!("{problem}\n{}", story(&workload.log)))?;
         let history = disk.take_history();
+        workload.compare().map_err(|problem| format!("{problem}\n{}", story(&workload.log)))?;
         // Nothing may go on behind the test's back.
         workload.world.settle();
         Ok((workload.log, history))
@@ -181,7 +191,8 @@ pub(crate) fn record_sequence(
 
 /// What was done, one operation a line, with the number of the state behind it.
 fn story(log: &Log) -> String {
-    let line = |(number, operation)| format!("  {} {operation} (from point {})", number + 1, log.begun[number]);
+    let line =
+        |(number, operation)| format!("  {} {operation} (from point {})", number + 1, log.begun[number]);
     log.operations.iter().enumerate().map(line).collect::<Vec<_>>().join("\n")
 }
 

@@ -11,14 +11,18 @@
 //! | `promise` | what a power cut may leave of a workload |
 //! | `crash` | test: power cuts during random workloads and their recovery |
 //! | `sequences` | test: power cuts during every sequence of one and of two operations |
+//! | `faults` | test: failing devices, too little space |
+//! | `stale` | test: journal blocks that do not belong to the journal |
 //!
 //! Everything is drawn from seeds; a failure prints the one that repeats it.
 
 mod crash;
+mod faults;
 mod model;
 mod operation;
 mod oracle;
 mod promise;
-mod workload;
 mod sequences;
+mod stale;
+mod workload;
 mod world;

@@ -35,12 +35,7 @@ fn run(geometry: &Geometry, profile: Profile, draws: &Draws) -> Result<(), Strin
     perform(geometry, profile, draws, &mut done).map_err(|problem| format!("{problem}, after:\n{done}"))
 }
 
-fn perform(
-    geometry: &Geometry,
-    profile: Profile,
-    draws: &Draws,
-    done: &mut String,
-) -> Result<(), String> {
+fn perform(geometry: &Geometry, profile: Profile, draws: &Draws, done: &mut String) -> Result<(), String> {
     let world = World::mount(&geometry.format(1), geometry, 0)?;
     let mut workload = Workload::new(world)?;
     for (number, (seed, remount)) in draws.0.iter().enumerate() {

@@ -38,28 +38,88 @@ pub(crate) enum Durability {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Operation {
-    Create { path: String, kind: NewKind, mode: u32 },
-    Tmpfile { directory: String },
-    Link { target: Target, path: String },
+    Create {
+        path: String,
+        kind: NewKind,
+        mode: u32,
+    },
+    Tmpfile {
+        directory: String,
+    },
+    Link {
+        target: Target,
+        path: String,
+    },
     /// With `hold` the client goes on knowing the file.
-    Unlink { path: String, hold: bool },
-    Rmdir { path: String },
-    Rename { from: String, to: String, mode: RenameMode, whiteout: bool },
-    Chmod { target: Target, mode: u32 },
-    Chown { target: Target, uid: u32, gid: u32 },
-    Utimes { target: Target, seconds: i64 },
-    Truncate { target: Target, size: u64 },
+    Unlink {
+        path: String,
+        hold: bool,
+    },
+    Rmdir {
+        path: String,
+    },
+    Rename {
+        from: String,
+        to: String,
+        mode: RenameMode,
+        whiteout: bool,
+    },
+    Chmod {
+        target: Target,
+        mode: u32,
+    },
+    Chown {
+        target: Target,
+        uid: u32,
+        gid: u32,
+    },
+    Utimes {
+        target: Target,
+        seconds: i64,
+    },
+    Truncate {
+        target: Target,
+        size: u64,
+    },
     /// `tag` names the content. The offset of an append is the end of the file.
-    Write { target: Target, offset: u64, len: usize, tag: u64, append: bool, durability: Durability },
-    Fallocate { target: Target, mode: FallocateMode, offset: u64, len: u64 },
-    SetXattr { target: Target, name: u8, len: usize, tag: u64, mode: XattrMode },
-    RemoveXattr { target: Target, name: u8 },
-    Fsync { target: Target, data_only: bool },
+    Write {
+        target: Target,
+        offset: u64,
+        len: usize,
+        tag: u64,
+        append: bool,
+        durability: Durability,
+    },
+    Fallocate {
+        target: Target,
+        mode: FallocateMode,
+        offset: u64,
+        len: u64,
+    },
+    SetXattr {
+        target: Target,
+        name: u8,
+        len: usize,
+        tag: u64,
+        mode: XattrMode,
+    },
+    RemoveXattr {
+        target: Target,
+        name: u8,
+    },
+    Fsync {
+        target: Target,
+        data_only: bool,
+    },
     Syncfs,
     /// The client forgets a file without a name.
-    Forget { nameless: usize },
+    Forget {
+        nameless: usize,
+    },
     /// Time passes.
-    Sleep { seconds: u64 },
+    Sleep {
+        seconds: u64,
+    },
 }
 
 impl fmt::Display for Operation {

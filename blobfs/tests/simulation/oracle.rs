@@ -157,6 +157,13 @@ impl State {
         Rc::make_mut(self.nodes.get_mut(&id).expect("an inode that is there"))
     }
 
+    /// The content of every file has been read, which changes the time of access now or later.
+    pub(crate) fn was_read(&mut self) {
+        for node in self.nodes.values_mut().filter(|node| node.content().is_some()) {
+            Rc::make_mut(node).atime = None;
+        }
+    }
+
     /// Files without a name, in order.
     pub(crate) fn nameless(&self) -> Vec<InodeId> {
         self.nodes.iter().filter(|(_, node)| node.nlink == 0).map(|(id, _)| *id).collect()

@@ -153,7 +153,8 @@ impl Versions {
         let truncated = self.truncations.last().map_or(0, |(number, _)| *number);
         let sizes = self.data().filter(|version| version.until >= truncated);
         let sizes = sizes.map(|version| version.content().size);
-        let (least, most) = sizes.fold((u64::MAX, 0), |(least, most), size| (least.min(size), most.max(size)));
+        let (least, most) =
+            sizes.fold((u64::MAX, 0), |(least, most), size| (least.min(size), most.max(size)));
         match (least..=most).contains(&found.size) {
             true => Ok(()),
             false => Err(format!("the size is {}, expected {least} to {most}", found.size)),

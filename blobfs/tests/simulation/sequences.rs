@@ -61,7 +61,7 @@ fn foundation() -> Vec<Operation> {
 
 /// The operations that sequences are made of: each kind in each situation that the tree offers, `n` and
 /// `d/n` being free names.
-fn vocabulary() -> Vec<Operation> {
+pub(crate) fn vocabulary() -> Vec<Operation> {
     use FallocateMode::{Allocate, PunchHole, Zero};
     use RenameMode::{Exchange, Replace};
     let mut all = vec![
@@ -180,7 +180,7 @@ impl Gap {
 }
 
 /// The image that every sequence starts from, and what is in it.
-fn base(geometry: &Geometry) -> Result<(Image, State), String> {
+pub(crate) fn base(geometry: &Geometry) -> Result<(Image, State), String> {
     let mut workload = Workload::new(World::mount(&geometry.format(1), geometry, 0)?)?;
     for operation in foundation() {
         workload.perform(&operation)?;

@@ -57,7 +57,8 @@ impl Workload {
     /// # Errors
     /// What the file system says when it is read.
     pub(crate) fn new(world: World) -> Result<Self, String> {
-        let state = world.walk(&[]).map_err(|error| format!("walk: {error}"))?;
+        let mut state = world.walk(&[]).map_err(|error| format!("walk: {error}"))?;
+        state.was_read();
         Ok(Self { world, log: Log::new(state) })
     }
 
@@ -106,7 +107,10 @@ impl Workload {
                 new = old;
                 Ok(())
             }
-            (Ok(()), Err(error)) => {
+            (expected, Err(error)) if expected.is_ok() || is_device_error(&error) => {
+                if expected.is_err() {
+                    new = old.clone();
+                }
                 if error == FsError::NoSpace && frees(operation, &old) {
                     return Err("a full device refuses what frees space".to_owned());
                 }
@@ -152,7 +156,7 @@ impl Workload {
             return Err(format!("failed, and sector {sector} is neither old nor new"));
         }
         let node = new.node_mut(id);
-        (node.mtime, node.ctime) = (attr.mtime, attr.ctime);
+        (node.atime, node.mtime, node.ctime) = (None, attr.mtime, attr.ctime);
         node.body = Body::File(found);
         Ok(new)
     }
@@ -166,9 +170,10 @@ impl Workload {
         started: Timestamp,
         ended: Timestamp,
     ) -> Result<(), String> {
-        let touched = new.nodes.iter().filter(|(id, node)| {
-            old.nodes.get(id).is_none_or(|before| !Rc::ptr_eq(before, node))
-        });
+        let touched = new
+            .nodes
+            .iter()
+            .filter(|(id, node)| old.nodes.get(id).is_none_or(|before| !Rc::ptr_eq(before, node)));
         let touched: Vec<InodeId> = touched.map(|(id, _)| *id).collect();
         for id in touched {
             let attr = self.world.attr(id).map_err(|error| format!("attributes of {id}: {error}"))?;
@@ -196,8 +201,12 @@ impl Workload {
         let (inode, data_only) = match operation {
             Operation::Syncfs => (None, false),
             Operation::Fsync { target, data_only } => (state.target(target).ok(), *data_only),
-            Operation::Write { target, durability: Durability::Data, .. } => (state.target(target).ok(), true),
-            Operation::Write { target, durability: Durability::Full, .. } => (state.target(target).ok(), false),
+            Operation::Write { target, durability: Durability::Data, .. } => {
+                (state.target(target).ok(), true)
+            }
+            Operation::Write { target, durability: Durability::Full, .. } => {
+                (state.target(target).ok(), false)
+            }
             _ => return,
         };
         self.log.syncs.push(Sync {
@@ -212,10 +221,12 @@ impl Workload {
     ///
     /// # Errors
     /// The first difference.
-    pub(crate) fn compare(&self) -> Result<(), String> {
-        let expected = self.state();
+    pub(crate) fn compare(&mut self) -> Result<(), String> {
+        let expected = self.log.states.last_mut().expect("the first state");
         let found = self.world.walk(&expected.nameless()).map_err(|error| format!("walk: {error}"))?;
-        same_state(expected, &found)
+        same_state(expected, &found)?;
+        expected.was_read();
+        Ok(())
     }
 
     /// Unmounts and mounts again, and compares everything.
@@ -228,7 +239,7 @@ impl Workload {
         let mut expected = self.log.states.into_iter().next_back().expect("the first state");
         forget_nameless(&mut expected);
         let world = World::mount(&disk, geometry, seconds)?;
-        let workload = Self { world, log: Log::new(expected) };
+        let mut workload = Self { world, log: Log::new(expected) };
         workload.compare()?;
         Ok(workload)
     }
@@ -246,6 +257,10 @@ pub(crate) fn forget_nameless(state: &mut State) {
     }
 }
 
+fn is_device_error(error: &FsError) -> bool {
+    matches!(error, FsError::Device(_) | FsError::ReadOnly)
+}
+
 /// A write that accepts less than it was given has run out of space.
 fn check_count(operation: &Operation, written: Option<usize>) -> Result<(), String> {
     match (operation, written) {
@@ -260,9 +275,9 @@ fn check_count(operation: &Operation, written: Option<usize>) -> Result<(), Stri
 fn frees(operation: &Operation, state: &State) -> bool {
     match operation {
         Operation::Unlink { .. } | Operation::Rmdir { .. } | Operation::RemoveXattr { .. } => true,
-        Operation::Truncate { target, size: 0 } => {
-            state.target(target).is_ok_and(|id| state.node(id).content().is_some_and(|c| c.stored().next().is_some()))
-        }
+        Operation::Truncate { target, size: 0 } => state
+            .target(target)
+            .is_ok_and(|id| state.node(id).content().is_some_and(|c| c.stored().next().is_some())),
         _ => false,
     }
 }
@@ -285,11 +300,7 @@ fn same_attributes(node: &Node, attr: &Attr) -> Result<(), String> {
 pub(crate) fn same_metadata(expected: &Node, found: &Node) -> Result<(), String> {
     let what = |node: &Node| (node.mode, node.nlink, node.uid, node.gid);
     if what(expected) != what(found) {
-        return Err(format!(
-            "mode, nlink, uid, gid are {:?}, expected {:?}",
-            what(found),
-            what(expected)
-        ));
+        return Err(format!("mode, nlink, uid, gid are {:?}, expected {:?}", what(found), what(expected)));
     }
     if expected.xattrs != found.xattrs {
         return Err(format!("attributes are {:?}, expected {:?}", names(found), names(expected)));
@@ -317,7 +328,10 @@ pub(crate) fn same_times(expected: &Node, found: &Node) -> Result<(), String> {
 }
 
 fn names(node: &Node) -> Vec<(String, usize)> {
-    node.xattrs.iter().map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), value.len())).collect()
+    node.xattrs
+        .iter()
+        .map(|(name, value)| (String::from_utf8_lossy(name).into_owned(), value.len()))
+        .collect()
 }
 
 fn same_content(expected: &Content, found: &Content) -> Result<(), String> {

@@ -40,14 +40,8 @@ impl Geometry {
         Self { device: 1 << 20, sector: 512, block: 512, node: 1024, journal: 64 << 10, dirty: 96 << 10 };
     /// Blocks of several sectors, which a power cut tears.
     pub(crate) const TORN: Self = Self { device: 2 << 20, block: 2048, node: 2048, ..Self::TINY };
-    pub(crate) const PAGE: Self = Self {
-        device: 4 << 20,
-        sector: 4096,
-        block: 4096,
-        node: 4096,
-        journal: 256 << 10,
-        dirty: 256 << 10,
-    };
+    pub(crate) const PAGE: Self =
+        Self { device: 4 << 20, sector: 4096, block: 4096, node: 4096, journal: 256 << 10, dirty: 256 << 10 };
     pub(crate) const ALL: [Self; 3] = [Self::TINY, Self::TORN, Self::PAGE];
 
     /// A disk with an empty file system that was mounted once, so that it has its root directory.
@@ -67,6 +61,7 @@ impl Geometry {
             node_size: self.node,
             group_blocks: 512,
             journal_size: self.journal,
+            ..MkfsOptions::default()
         };
         let bdev: Rc<dyn Bdev> = disk.clone();
         new_reactor(0).block_on(async move { mkfs(&bdev, &options).await }).expect("mkfs");
@@ -108,8 +103,24 @@ struct Client {
 impl World {
     /// Mounts what a disk holds; `seconds` of wall clock time have passed since the tests' beginning.
     pub(crate) fn mount(disk: &Rc<SimDisk>, geometry: &Geometry, seconds: u64) -> Result<Self, String> {
-        let reactor = new_reactor(seconds);
         let options = OpenOptions { dirty_bytes_max: geometry.dirty, ..OpenOptions::default() };
+        Self::mount_with(disk, options, seconds)
+    }
+
+    /// As [`World::mount`], with the older superblock when the other one is damaged.
+    pub(crate) fn mount_older(disk: &Rc<SimDisk>, geometry: &Geometry, seconds: u64) -> Result<Self, String> {
+        Self::mount(disk, geometry, seconds).or_else(|_| {
+            let options = OpenOptions {
+                dirty_bytes_max: geometry.dirty,
+                accept_older_superblock: true,
+                ..OpenOptions::default()
+            };
+            Self::mount_with(disk, options, seconds)
+        })
+    }
+
+    fn mount_with(disk: &Rc<SimDisk>, options: OpenOptions, seconds: u64) -> Result<Self, String> {
+        let reactor = new_reactor(seconds);
         let (bdev, inner) = (disk.clone(), reactor.clone());
         let mounted = reactor.block_on(async move {
             let store = Store::open(bdev, inner, options).await.map_err(|error| format!("open: {error}"))?;
@@ -159,7 +170,7 @@ impl World {
     }
 
     /// Unmounts; the file system is clean afterwards.
-    pub(crate) fn unmount(self) -> Result<Rc<SimDisk>, FsError> {
+    pub(crate) fn unmount(&self) -> Result<Rc<SimDisk>, FsError> {
         let fs = self.client.fs.clone();
         fs.close_session(self.client.ctx.session);
         while self.reactor.turn() {}
@@ -188,6 +199,15 @@ impl World {
     pub(crate) fn available(&self) -> u64 {
         let space = self.client.fs.stat_fs();
         space.free * u64::from(space.block_size)
+    }
+}
+
+impl Drop for World {
+    /// Lets background work end: it holds the file system and the reactor.
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            self.settle();
+        }
     }
 }
 
@@ -352,13 +372,7 @@ impl Client {
         result
     }
 
-    async fn rename(
-        &self,
-        from: &str,
-        to: &str,
-        mode: RenameMode,
-        whiteout: bool,
-    ) -> Result<Given, FsError> {
+    async fn rename(&self, from: &str, to: &str, mode: RenameMode, whiteout: bool) -> Result<Given, FsError> {
         let (old, old_name) = self.place(from).await?;
         let (new, new_name) = self.place(to).await?;
         let moved = old_name.clone();
@@ -366,7 +380,15 @@ impl Client {
         if !whiteout {
             return Ok(Given::default());
         }
-        let made = self.call(move |fs, ctx| fs.lookup(ctx, old, &old_name)).await?.attr.inode;
+        // Once more after an error: the rename is done.
+        let find = || {
+            let name = old_name.clone();
+            self.call(move |fs, ctx| fs.lookup(ctx, old, &name))
+        };
+        let made = match find().await {
+            Ok(entry) => entry.attr.inode,
+            Err(_) => find().await?.attr.inode,
+        };
         self.told.borrow_mut().push(made);
         Ok(Given { made: Some(made), ..Given::default() })
     }
