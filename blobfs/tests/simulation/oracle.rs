@@ -157,9 +157,9 @@ impl State {
         Rc::make_mut(self.nodes.get_mut(&id).expect("an inode that is there"))
     }
 
-    /// The content of every file has been read, which changes the time of access now or later.
+    /// Everything that has content has been read, which changes the time of access now or later.
     pub(crate) fn was_read(&mut self) {
-        for node in self.nodes.values_mut().filter(|node| node.content().is_some()) {
+        for node in self.nodes.values_mut().filter(|node| !matches!(node.body, Body::Special { .. })) {
             Rc::make_mut(node).atime = None;
         }
     }

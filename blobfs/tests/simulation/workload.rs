@@ -9,7 +9,7 @@ use blobfs::ondisk::Timestamp;
 use blobfs::units::InodeId;
 
 use crate::operation::{Durability, Operation};
-use crate::oracle::{Body, Content, Node, State, Step};
+use crate::oracle::{Body, Content, Node, SECTOR, State, Step};
 use crate::world::{Given, World};
 
 /// A sync that was acknowledged.
@@ -185,7 +185,7 @@ impl Workload {
             for (name, time, shown, earlier) in [
                 ("mtime", &mut node.mtime, attr.mtime, before.map(|node| node.mtime)),
                 ("ctime", &mut node.ctime, attr.ctime, before.map(|node| node.ctime)),
-                ("atime", node.atime.get_or_insert(attr.atime), attr.atime, None),
+                ("atime", &mut node.atime.unwrap_or(attr.atime), attr.atime, None),
             ] {
                 let just_now = *time == started && (started..=ended).contains(&shown);
                 if *time != shown && !just_now && !(open && earlier == Some(shown)) {
@@ -340,7 +340,13 @@ fn same_content(expected: &Content, found: &Content) -> Result<(), String> {
     }
     let mut stored = expected.stored().chain(found.stored());
     match stored.find(|number| expected.sector(*number) != found.sector(*number)) {
-        Some(number) => Err(format!("sector {number} differs")),
+        Some(number) => {
+            let (expected, found) = (expected.sector(number), found.sector(number));
+            let at = (0..expected.len()).find(|at| expected[*at] != found[*at]).unwrap_or_default();
+            let (expected, found) = (&expected[at..(at + 8).min(512)], &found[at..(at + 8).min(512)]);
+            let byte = number * SECTOR + at as u64;
+            Err(format!("at byte {byte} there is {found:02x?}, expected {expected:02x?}"))
+        }
         None => Ok(()),
     }
 }
