@@ -150,7 +150,6 @@ impl Fs {
     ) -> Result<usize, FsError> {
         self.check_writable()?;
         regular_file(inode.live.borrow().mode)?;
-        let offset = if flags.append { inode.live.borrow().size } else { offset };
         let end = offset.checked_add(src.len() as u64).filter(|end| *end <= FILE_SIZE_MAX);
         let end = end.ok_or(FsError::FileTooLarge)?;
         self.run(|fs| fs.drop_privileges(ctx, inode, flags)).await?;

@@ -110,16 +110,15 @@ impl Fs {
     ) -> Result<usize, FsError> {
         let id = inode;
         let inode = self.run(|fs| fs.inode(id)).await?;
+        let offset = if flags.append { inode.live.borrow().size } else { offset };
         let written = if flags.direct && self.goes_direct(&inode, offset, &src) {
             self.write_direct(&ctx, &inode, offset, &src, flags).await?
         } else {
-            let offset = if flags.append { inode.live.borrow().size } else { offset };
             self.write_buffered(&ctx, &inode, offset, Source::Buffers(&src), src.len() as u64, flags).await?
         };
         if flags.sync || flags.dsync || flags.direct {
             let end = offset.saturating_add(written as u64);
-            let bytes = if flags.append { 0..u64::MAX } else { offset..end };
-            self.write_back(&inode, self.cache.pages(&bytes)).await?;
+            self.write_back(&inode, self.cache.pages(&(offset..end))).await?;
         }
         if flags.sync || flags.dsync {
             self.sync_inode(id, !flags.sync).await?;
