@@ -43,6 +43,7 @@ pub struct Txn {
     origin: Origin,
     changes: Vec<Change>,
     values: Vec<u8>,
+    promised: bool,
 }
 
 impl Txn {
@@ -56,6 +57,18 @@ impl Txn {
         self.origin = origin;
         self.changes.clear();
         self.values.clear();
+        self.promised = false;
+    }
+
+    /// Marks the transaction as one that carries out what a client was promised already: it may use metadata
+    /// space that is otherwise kept for deletions.
+    pub fn keep_promise(&mut self) {
+        self.promised = true;
+    }
+
+    /// Whether it carries out a promise.
+    pub fn is_promised(&self) -> bool {
+        self.promised
     }
 
     /// Inserts or replaces an item.

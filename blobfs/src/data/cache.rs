@@ -57,6 +57,8 @@ pub(crate) struct Cache {
     dirty: RefCell<BTreeMap<InodeId, Rc<Inode>>>,
     /// A page has become clean, loaded or free.
     pub(super) relieved: Notify,
+    /// A write-back of some file failed since everything was synced.
+    pub(super) failure: RefCell<Option<FsError>>,
     pub(super) flushing: Cell<bool>,
     pub(super) timer_armed: Cell<bool>,
 }
@@ -81,6 +83,7 @@ impl Cache {
             unwritten: Cell::new(0),
             dirty: RefCell::default(),
             relieved: Notify::new(),
+            failure: RefCell::default(),
             flushing: Cell::new(false),
             timer_armed: Cell::new(false),
         })

@@ -19,6 +19,7 @@ impl Fs {
             item.size = inode.live.borrow().size;
         }
         let mut txn = Txn::new(Origin::default());
+        txn.keep_promise();
         txn.put_inode(inode.id, &item);
         self.store.commit(&txn)?;
         inode.settle(item);
@@ -44,10 +45,12 @@ impl Fs {
     /// Makes everything durable.
     ///
     /// # Errors
-    /// As [`Fs::sync_inode`].
+    /// As [`Fs::sync_inode`]; also that of an earlier write-back of any file, once.
     pub async fn sync_all(self: &Rc<Self>) -> Result<(), FsError> {
         let written = self.write_back_all().await;
+        let earlier = self.cache.failure.take();
         self.store.sync(self.store.last_seq()).await?;
-        written
+        written?;
+        earlier.map_or(Ok(()), Err)
     }
 }

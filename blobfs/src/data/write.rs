@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use super::FILE_SIZE_MAX;
 use super::arena::Slot;
 use super::load::LOAD_PAGES;
+use super::pages::PageState;
 use super::range_lock::Mode;
 use crate::error::{FsError, Stop, Try, Wait};
 use crate::fs::{Context, Fs, Inode, IoFlags, SetAttr, regular_file, without_privileges};
@@ -161,7 +162,7 @@ impl Fs {
         self.when_ready(inode, |fs| {
             let state = inode.data.pages.borrow().get(page);
             let Some(slot) = state.slot.filter(|_| state.loaded) else { return Err(Need::Load(page)) };
-            if !state.dirty && !state.mapped && !state.writing {
+            if !fs.needs_no_reservation(&state) {
                 let holes = fs.holes(inode, page)?;
                 let mut reservation = fs.store.reserve(holes)?;
                 fs.cache.reserve_for(inode, slot, &mut reservation, holes);
@@ -265,13 +266,20 @@ impl Fs {
             if !state.loaded && (state.slot.is_some() || !fresh) {
                 return Err(Need::Load(page));
             }
-            let reserve = match state.dirty || state.mapped || state.writing {
+            let reserve = match self.needs_no_reservation(&state) {
                 true => 0,
                 false => self.holes(inode, page)?,
             };
             plan.push(Target { page, slot: state.slot, reserve });
         }
         Ok(plan)
+    }
+
+    /// Whether a page that changes has its blocks or their reservation. A page that is being written will have
+    /// those up to the end that the file had when the write began.
+    fn needs_no_reservation(&self, state: &PageState) -> bool {
+        let one_block = self.cache.page_size() == u64::from(self.store.block_size());
+        state.dirty || state.mapped || state.writing && one_block
     }
 
     /// Blocks of a page that are not mapped.

@@ -159,14 +159,17 @@ impl Fs {
         to_blocks: bool,
     ) -> Result<(), FsError> {
         let pages: Vec<u64> = batch.slots.iter().map(|(page, _)| *page).collect();
+        // Blocks behind the end of the file were not written: the last page may still lack some.
+        let whole_pages = batch.size / self.cache.page_size();
         let result = self.write_pages(inode, batch, to_blocks).await;
         let mapped = matches!(result, Ok(Place::Blocks));
         for page in pages {
-            self.page_written(inode, page, mapped);
+            self.page_written(inode, page, mapped && page < whole_pages);
         }
         if let Err(error) = &result {
             tracing::error!(inode = inode.id.0, %error, "write-back failed: buffered data is lost");
             inode.data.error.borrow_mut().get_or_insert_with(|| error.clone());
+            self.cache.failure.borrow_mut().get_or_insert_with(|| error.clone());
         }
         self.settle_dirty(inode);
         inode.data.notify();
@@ -227,6 +230,7 @@ impl Fs {
             let mut content = vec![0; item.size as usize];
             page.copy_to(0, &mut content);
             let mut txn = Txn::new(Origin::default());
+            txn.keep_promise();
             txn.put(Key::inline(item.map), &content);
             txn.put_inode(inode.id, &item);
             fs.store.commit(&txn)?;
@@ -397,6 +401,7 @@ impl Fs {
         inode.check_alive()?;
         let mut item = inode.stored_item();
         let mut txn = Txn::new(Origin::default());
+        txn.keep_promise();
         if item.flags.contains(InodeFlags::INLINE) {
             txn.delete(Key::inline(item.map));
             item.flags.remove(InodeFlags::INLINE);
@@ -466,7 +471,7 @@ impl Fs {
         let fs: Weak<Self> = Rc::downgrade(self);
         drop(self.store.reactor().spawn(async move {
             let Some(fs) = fs.upgrade() else { return };
-            // Each file keeps its own error for its next sync.
+            // Failures are kept for the next syncs.
             let _ = fs.write_back_all().await;
             fs.cache.flushing.set(false);
             fs.cache.relieved.notify_all();

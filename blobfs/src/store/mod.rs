@@ -365,7 +365,7 @@ impl Store {
     fn admit_nodes(&self, txn: &Txn) -> Try<()> {
         let shrinks =
             txn.changes().iter().any(|change| matches!(change, Change::Delete { .. } | Change::Free(_)));
-        let kept = if shrinks { 0 } else { self.reserve_nodes };
+        let kept = if shrinks || txn.is_promised() { 0 } else { self.reserve_nodes };
         let height = self.tree.borrow().height();
         let most = txn.changes().len() * 2 * height * 4 + self.put_nodes(txn) + 8;
         if self.slack() >= (most + kept) as i64 {
