@@ -45,12 +45,16 @@ impl<'a> Promise<'a> {
             // What a sync covers has begun, even when nothing had to be written for it.
             promise.last = promise.last.max(sync.state);
             let Some(id) = sync.inode else {
-                promise.all = sync.state;
+                if !sync.data_lost {
+                    promise.all = sync.state;
+                }
                 promise.first = promise.first.max(sync.state);
                 continue;
             };
             let oldest = promise.inodes.entry(id).or_default();
-            oldest.data = sync.state;
+            if !sync.data_lost {
+                oldest.data = sync.state;
+            }
             if !sync.data_only {
                 oldest.times = sync.state;
             }
@@ -103,7 +107,9 @@ impl<'a> Promise<'a> {
     /// What may be seen of the file that `node` is in the prefix.
     fn versions(&self, id: InodeId, node: &Node) -> Versions {
         let inode = self.inodes.get(&id).copied().unwrap_or_default();
-        let oldest_data = self.all.max(inode.data).max(node.changes.settled);
+        let lost_before = |state: usize| self.log.failed.is_some_and(|failed| failed < state);
+        let settled = if lost_before(node.changes.settled) { 0 } else { node.changes.settled };
+        let oldest_data = self.all.max(inode.data).max(settled);
         let oldest_times = self.all.max(inode.times).max(node.changes.metadata);
         let mut versions = Versions {
             list: Vec::new(),

@@ -22,6 +22,8 @@ pub(crate) struct Sync {
     /// The inode that it covers; everything without one.
     pub(crate) inode: Option<InodeId>,
     pub(crate) data_only: bool,
+    /// An error was reported before: data that had not been synced by then may be lost.
+    pub(crate) data_lost: bool,
 }
 
 /// What was done since the recording began, and what the file system should be like after each operation.
@@ -33,6 +35,8 @@ pub(crate) struct Log {
     /// Position in the disk's history at which each operation began.
     pub(crate) begun: Vec<usize>,
     pub(crate) syncs: Vec<Sync>,
+    /// The state in which a failure of the device was first reported.
+    pub(crate) failed: Option<usize>,
 }
 
 impl Log {
@@ -113,6 +117,9 @@ impl Workload {
                 }
                 if error == FsError::NoSpace && frees(operation, &old) {
                     return Err("a full device refuses what frees space".to_owned());
+                }
+                if is_device_error(&error) {
+                    self.log.failed.get_or_insert(number);
                 }
                 new = self.part_done(&old, new, operation)?;
                 Err(error)
@@ -214,6 +221,7 @@ impl Workload {
             state: number,
             inode,
             data_only,
+            data_lost: self.log.failed.is_some(),
         });
     }
 
