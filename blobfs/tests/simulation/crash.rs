@@ -12,7 +12,7 @@ use crate::operation::{Generator, Operation, Profile};
 use crate::oracle::State;
 use crate::promise::Promise;
 use crate::workload::{Log, Workload};
-use crate::world::{Geometry, World};
+use crate::world::{Geometry, World, fsck};
 
 /// Wall clock time between the mounts of a test, in seconds.
 const BETWEEN_MOUNTS: u64 = 100_000;
@@ -92,13 +92,16 @@ impl Explorer {
         }
         self.states += 1;
         let disk = SimDisk::from_image(image, self.geometry.sector, self.states);
+        if !self.accept_older_superblock {
+            fsck(&disk).map_err(|problem| format!("before recovery, {problem}"))?;
+        }
         disk.record();
         let world = self.mount(&disk)?;
         let found = world.walk(&[]).map_err(|error| format!("walk: {error}"))?;
         promise.verify(&found)?;
         let mut recovery = disk.take_history();
         let disk = world.unmount().map_err(|error| format!("unmount: {error}"))?;
-        drop(disk);
+        fsck(&disk).map_err(|problem| format!("after recovery, {problem}"))?;
         if self.rng.random_bool(again) {
             let point = self.rng.random_range(0..=recovery.last_point());
             let choice = CrashChoice::Random { seed: self.rng.random() };

@@ -325,7 +325,8 @@ impl Generator<'_> {
         Operation::SetXattr {
             target: self.target(),
             name: self.rng.random_range(0..5),
-            len: self.rng.random_range(0..200),
+            // Mostly in the tree; some in extents of their own.
+            len: if self.rng.random_bool(0.8) { self.small() as usize / 5 } else { self.len() },
             tag: self.rng.random_range(1..1 << 40),
             mode,
         }

@@ -99,6 +99,8 @@ pub(crate) fn vocabulary() -> Vec<Operation> {
         write("b", 0, 4096, 40, Durability::None),
         write("d/x", 1000, 2500, 39, Durability::None),
         append("a", 20_000, 41),
+        // Direct, by its tag: the end of the file is in the middle of a block.
+        append("a", 4096, 44),
         fallocate("a", PunchHole, 512, 1024),
         fallocate("d/x", PunchHole, 3100, 2000),
         fallocate("a", Zero { keep_size: false }, 400, 3000),

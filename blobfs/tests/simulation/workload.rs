@@ -10,7 +10,7 @@ use blobfs::units::InodeId;
 
 use crate::operation::{Durability, Operation};
 use crate::oracle::{Body, Content, Node, SECTOR, State, Step};
-use crate::world::{Given, World};
+use crate::world::{Given, World, fsck};
 
 /// A sync that was acknowledged.
 #[derive(Debug, Clone, Copy)]
@@ -244,6 +244,7 @@ impl Workload {
     pub(crate) fn remount(self, geometry: &crate::world::Geometry) -> Result<Self, String> {
         let seconds = self.world.now().seconds as u64 + 10 - 1_000_000;
         let disk = self.world.unmount().map_err(|error| format!("unmount: {error}"))?;
+        fsck(&disk)?;
         let mut expected = self.log.states.into_iter().next_back().expect("the first state");
         forget_nameless(&mut expected);
         let world = World::mount(&disk, geometry, seconds)?;

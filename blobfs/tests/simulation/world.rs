@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use bdev::sim::SimDisk;
 use bdev::{AlignedBuf, Bdev, IoBuffers};
+use blobfs::check::check;
 use blobfs::fs::{
     Attr, Context, CreateSpec, Fs, IoFlags, MountOptions, NewNode, RenameMode, SeekTarget, SetAttr, SetTime,
+    XattrValue,
 };
 use blobfs::ondisk::Timestamp;
 use blobfs::store::{MkfsOptions, OpenOptions, Store, mkfs};
@@ -66,6 +68,17 @@ impl Geometry {
         let bdev: Rc<dyn Bdev> = disk.clone();
         new_reactor(0).block_on(async move { mkfs(&bdev, &options).await }).expect("mkfs");
         disk
+    }
+}
+
+/// Checks every structure that a disk holds.
+pub(crate) fn fsck(disk: &Rc<SimDisk>) -> Result<(), String> {
+    let bdev: Rc<dyn Bdev> = disk.clone();
+    let report = new_reactor(0).block_on(async move { check(&bdev).await });
+    let report = report.map_err(|error| format!("fsck: {error}"))?;
+    match report.is_clean() {
+        true => Ok(()),
+        false => Err(format!("fsck: {:?}", report.findings)),
     }
 }
 
@@ -311,7 +324,12 @@ impl Client {
             Operation::SetXattr { target, name, len, tag, mode } => {
                 let id = self.target(target, nameless).await?;
                 let (name, value, mode) = (xattr_name(*name), pattern(*tag, 0, *len), *mode);
-                self.call(move |fs, ctx| fs.set_xattr(ctx, id, &name, &value, mode, false)).await?;
+                match self.fs.xattr_fits(&name, &value) {
+                    true => {
+                        self.call(move |fs, ctx| fs.set_xattr(ctx, id, &name, &value, mode, false)).await?
+                    }
+                    false => self.fs.store_xattr(self.ctx, id, &name, &value, mode).await?,
+                }
             }
             Operation::RemoveXattr { target, name } => {
                 let id = self.target(target, nameless).await?;
@@ -497,7 +515,10 @@ impl Client {
         for name in names.split(|byte| *byte == 0).filter(|name| !name.is_empty()) {
             let name = name.to_vec();
             let wanted = name.clone();
-            let value = self.call(move |fs, ctx| fs.get_xattr(ctx, id, &wanted)).await?;
+            let value = match self.call(move |fs, ctx| fs.get_xattr(ctx, id, &wanted)).await? {
+                XattrValue::Here(value) => value,
+                XattrValue::Stored(_) => self.fs.read_xattr(self.ctx, id, &name).await?,
+            };
             xattrs.insert(name, value);
         }
         Ok(Node {
