@@ -132,7 +132,7 @@ impl fmt::Display for Operation {
 /// write and which place they belong to, never zero.
 pub(crate) fn pattern(tag: u64, offset: u64, len: usize) -> Vec<u8> {
     let byte = |at: u64| {
-        let word = (tag << 24 ^ at / 8).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let word = ((tag << 24) ^ (at / 8)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         (word >> (8 * (at % 8))) as u8 | 1
     };
     (offset..offset + len as u64).map(byte).collect()

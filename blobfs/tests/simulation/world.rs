@@ -434,7 +434,7 @@ impl Client {
             sync: durability == Durability::Full,
             dsync: durability == Durability::Data,
             // Every fourth one, so that buffered and direct writes meet.
-            direct: tag % 4 == 0,
+            direct: tag.is_multiple_of(4),
             ..IoFlags::default()
         };
         let src = IoBuffers::from_aligned(&Rc::new(buf));
