@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`client`] | a synthetic vhost-user-fs guest, for load and for hostile tests |
 //! | [`load`], [`workloads`] | the loop that keeps requests under way, and what they are |
+//! | [`guest`], [`material`] | what a real guest does, and what it unpacks and clones |
 //! | [`server`], [`machine`] | the servers as processes on a core; what the cores can do at best |
 //! | [`cases`] | the rows: what is measured, and what is to be reached |
 //! | [`result`], [`report`] | figures and goals; terminal, JSON, Markdown and picture |
@@ -15,6 +16,9 @@
 pub mod client;
 pub mod load;
 pub mod workloads;
+
+pub mod guest;
+pub mod material;
 
 pub mod machine;
 pub mod server;

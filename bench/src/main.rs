@@ -4,16 +4,18 @@ use std::{
     env,
     path::{Path, PathBuf},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::ensure;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use vhostfs_bench::{
     cases,
+    guest::Stage,
     machine::Calibration,
     report,
     result::Results,
-    run::{Run, default_scratch_parent},
+    run::{Run, Scale, default_scratch_parent},
     server::{Programs, check_program},
 };
 
@@ -33,6 +35,9 @@ struct Arguments {
     /// Fewer and shorter rounds, smaller files: for a look, not for the record
     #[arg(long)]
     quick: bool,
+    /// More rounds, and a tree of a million files
+    #[arg(long, conflicts_with = "quick")]
+    long: bool,
     /// The vhostfs program [default: beside this program]
     #[arg(long, value_name = "PATH")]
     server: Option<PathBuf>,
@@ -48,6 +53,31 @@ struct Arguments {
     /// Print the names of the rows and end
     #[arg(long)]
     list: bool,
+    #[command(subcommand)]
+    part: Option<Part>,
+}
+
+/// What this program is started for by itself.
+#[derive(Debug, Subcommand)]
+enum Part {
+    /// Do the work of rows: inside a guest.
+    #[command(hide = true)]
+    InGuest {
+        /// Folder to work in.
+        #[arg(long)]
+        folder: PathBuf,
+        /// Folder with the archive, the repository and the script.
+        #[arg(long)]
+        material: PathBuf,
+        /// Length of a round.
+        #[arg(long)]
+        round_ms: u64,
+        /// Names that a row makes, changes or removes.
+        #[arg(long)]
+        names: u64,
+        /// Rows.
+        rows: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -61,6 +91,10 @@ fn main() -> ExitCode {
 }
 
 fn execute(arguments: Arguments) -> anyhow::Result<()> {
+    if let Some(Part::InGuest { folder, material, round_ms, names, rows }) = arguments.part {
+        cases::uml::perform(&Stage::new(folder, material, Duration::from_millis(round_ms), names), &rows);
+        return Ok(());
+    }
     if arguments.list {
         for (table, name, what) in cases::names() {
             println!("{table:12} {name:22} {what}");
@@ -70,7 +104,12 @@ fn execute(arguments: Arguments) -> anyhow::Result<()> {
     let programs = programs(&arguments)?;
     let scratch = arguments.scratch.unwrap_or_else(default_scratch_parent);
     let environment = environment(&programs, &scratch);
-    let run = Run::new(arguments.only, programs, arguments.quick, &scratch)?;
+    let scale = match (arguments.quick, arguments.long) {
+        (true, _) => Scale::Quick,
+        (false, true) => Scale::Long,
+        (false, false) => Scale::Usual,
+    };
+    let run = Run::new(arguments.only, programs, scale, &scratch)?;
     let mut results = Results { environment, calibration: Calibration::measure()?, tables: Vec::new() };
     print!("{}\n{}\n", report::terminal::environment(&results), report::terminal::headings());
     results.tables = cases::run(&run)?;

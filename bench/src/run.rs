@@ -18,36 +18,54 @@ pub struct Run {
     pub rounds: u32,
     /// Time of a round.
     pub round: Duration,
+    /// Boots of each real guest.
+    pub boots: u32,
+    /// Names that a guest's row makes, changes or removes.
+    pub guest_names: u64,
     /// Bytes of the files for direct I/O.
     pub direct_file_len: u64,
     /// Files in the tree of the memory rows.
     pub tree_files: u64,
-    /// Whether this is the short form.
-    pub is_quick: bool,
     /// Removed at the end.
     pub scratch: tempfile::TempDir,
 }
 
+/// How much is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scale {
+    /// A look, not for the record.
+    Quick,
+    /// Below ten minutes on a quiet machine.
+    Usual,
+    /// With the tree of a million files.
+    Long,
+}
+
 impl Run {
-    /// The long or the short form, with its scratch folder below `parent`.
-    pub fn new(
-        names: Vec<String>,
-        programs: Programs,
-        is_quick: bool,
-        parent: &Path,
-    ) -> anyhow::Result<Self> {
+    /// A run with its scratch folder below `parent`.
+    pub fn new(names: Vec<String>, programs: Programs, scale: Scale, parent: &Path) -> anyhow::Result<Self> {
         let scratch = tempfile::Builder::new().prefix("vhostfs-bench-").tempdir_in(parent)?;
-        let (rounds, milliseconds) = if is_quick { (3, 300) } else { (7, 1000) };
+        let pick = |quick: u64, usual: u64, long: u64| match scale {
+            Scale::Quick => quick,
+            Scale::Usual => usual,
+            Scale::Long => long,
+        };
         Ok(Self {
             names,
             programs,
-            rounds,
-            round: Duration::from_millis(milliseconds),
-            direct_file_len: if is_quick { 64 << 20 } else { 256 << 20 },
-            tree_files: if is_quick { 20_000 } else { 1_000_000 },
-            is_quick,
+            rounds: pick(3, 5, 9) as u32,
+            round: Duration::from_millis(pick(200, 500, 1000)),
+            boots: pick(1, 3, 5) as u32,
+            guest_names: pick(1000, 2000, 4000),
+            direct_file_len: pick(64 << 20, 256 << 20, 256 << 20),
+            tree_files: pick(10_000, 50_000, 1_000_000),
             scratch,
         })
+    }
+
+    /// Where what guests unpack and clone lies.
+    pub fn material(&self) -> PathBuf {
+        self.scratch().join("material")
     }
 
     /// The folder for images, trees, sockets and logs.

@@ -57,13 +57,29 @@ impl<'a> UmlGuest<'a> {
         echo: Echo,
         limit: Duration,
     ) -> anyhow::Result<String> {
+        let mut printed = String::new();
+        self.run_watched(scratch, name, script, limit, &mut |line| {
+            append(&mut printed, line, echo);
+            Ok(())
+        })?;
+        Ok(printed)
+    }
+
+    /// As [`run`](Self::run); each line that the script prints is passed on when it comes.
+    pub fn run_watched(
+        &self,
+        scratch: &Path,
+        name: &str,
+        script: &str,
+        limit: Duration,
+        on_line: &mut dyn FnMut(&str) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
         let log = scratch.join(format!("{name}.log"));
         let mut uml = self.spawn(scratch, name, script, &log)?;
         let output = uml.take_stdout().context("no standard output")?;
         let lines = spawn_line_reader(output, File::create(&log)?);
         let deadline = Instant::now() + limit;
         let mut begun = false;
-        let mut printed = String::new();
         loop {
             let line = match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => line,
@@ -73,10 +89,10 @@ impl<'a> UmlGuest<'a> {
             if let Some(status) = line.strip_prefix("@@exit ") {
                 ensure!(begun && status == "0", "exit status {status} in the guest\n{}", tail(&log));
                 uml.wait(POWER_OFF_LIMIT)?;
-                return Ok(printed);
+                return Ok(());
             }
             if begun {
-                append(&mut printed, &line, echo);
+                on_line(&line)?;
             }
             begun |= line == "@@begin";
         }

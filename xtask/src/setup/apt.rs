@@ -31,8 +31,17 @@ pub(super) const TESTS: Packages =
     &["user-mode-linux", "e2fsprogs", "gcc", "libc6-dev", "make", "git", "sqlite3", "bzip2", "diffutils"];
 
 /// For the benchmarks: User-Mode Linux, what runs in it, and what virtiofsd is built with.
-pub(super) const BENCHMARKS: Packages =
-    &["user-mode-linux", "fio", "git", "tar", "gcc", "libc6-dev", "libcap-ng-dev", "libseccomp-dev"];
+pub(super) const BENCHMARKS: Packages = &[
+    "user-mode-linux",
+    "fio",
+    "git",
+    "sqlite3",
+    "tar",
+    "gcc",
+    "libc6-dev",
+    "libcap-ng-dev",
+    "libseccomp-dev",
+];
 
 /// The only package that Debian 12 has too old: its QEMU 7.2 lacks what the guests use.
 const FROM_BACKPORTS: &str = "qemu-system-x86";
