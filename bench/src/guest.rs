@@ -352,7 +352,7 @@ pub fn write_new(stage: &Stage) -> anyhow::Result<()> {
 pub fn chmod(stage: &Stage) -> anyhow::Result<()> {
     let folder = stage.files(STANDING_FILES)?;
     stage.each_name(|number| {
-        let mode = if number / STANDING_FILES % 2 == 0 { 0o600 } else { 0o644 };
+        let mode = if (number / STANDING_FILES).is_multiple_of(2) { 0o600 } else { 0o644 };
         let path = folder.join((number % STANDING_FILES).to_string());
         Ok(fs::set_permissions(path, fs::Permissions::from_mode(mode))?)
     })
