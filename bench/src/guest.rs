@@ -120,10 +120,18 @@ impl Stage {
 
     /// Does one row's work, or tells the host why not.
     pub fn perform(&self, row: &'static str, work: Work) {
-        let done = fs::create_dir_all(&self.folder).map_err(anyhow::Error::from);
-        if let Err(error) = done.and_then(|()| work(&Self { row, ..self.clone() })) {
+        if let Err(error) = self.prepare().and_then(|()| work(&Self { row, ..self.clone() })) {
             Mark::Failed { row: row.into(), why: format!("{error:#}") }.print();
         }
+    }
+
+    /// The folder, and a file opened in it: a guest learns by its first OPEN whether the server wants any, and only
+    /// then stops sending what belongs to them.
+    fn prepare(&self) -> anyhow::Result<()> {
+        fs::create_dir_all(&self.folder)?;
+        let path = self.folder.join("opened");
+        fs::write(&path, "")?;
+        Ok(File::open(path).map(drop)?)
     }
 
     /// Operations until the round is over, each of `amount`.

@@ -104,8 +104,11 @@ pub struct Row {
 
 impl Row {
     /// How many times as good as the peer; above 1 is better, whatever the unit.
+    ///
+    /// Nothing times as good as nothing is no number.
     pub fn ratio(&self) -> Option<f64> {
-        Some(self.times(self.ours?.value, self.peer?.value))
+        let ratio = self.times(self.ours?.value, self.peer?.value);
+        Some(ratio).filter(|ratio| ratio.is_finite() && *ratio > 0.0)
     }
 
     /// Our CPU time per operation as a part of the peer's.

@@ -25,7 +25,7 @@ const CACHED_FILE_LEN: u64 = 64 << 20;
 const LOOKUP_FILES: u64 = 1000;
 
 /// Files that a round of creates makes at most, and that the first round of unlinks removes.
-const CREATES_MAX: u64 = 200_000;
+const CREATES_MAX: u64 = 50_000;
 const FIRST_UNLINKS: u64 = 10_000;
 
 /// What is asked for.

@@ -16,9 +16,37 @@ use super::range_lock::{Mode, RangeGuard};
 use super::write_back::Mapping;
 use crate::error::FsError;
 use crate::fs::{Context, Fs, Inode, IoFlags, regular_file};
+use crate::ondisk::InodeFlags;
+use crate::store::IoToken;
+use crate::units::InodeId;
 
 /// Alignment of bounce memory: no device asks for more.
 const BOUNCE_ALIGN: usize = 4096;
+
+/// A direct read that is one operation of the device, under way.
+#[must_use = "its result decides what the reply is"]
+pub struct DirectRead {
+    io: bdev::Io,
+    len: usize,
+    _range: RangeGuard,
+    _token: IoToken,
+}
+
+impl DirectRead {
+    /// What it gave, when it has ended.
+    pub fn try_result(&self) -> Option<Result<usize, FsError>> {
+        Some(self.io.try_result()?.map(|()| self.len).map_err(FsError::from))
+    }
+
+    /// Waits for its end.
+    ///
+    /// # Errors
+    /// The device's.
+    pub async fn finish(self) -> Result<usize, FsError> {
+        self.io.await?;
+        Ok(self.len)
+    }
+}
 
 fn bounce(len: usize) -> Rc<AlignedBuf> {
     Rc::new(AlignedBuf::zeroed(len, BOUNCE_ALIGN))
@@ -52,6 +80,43 @@ impl Fs {
         }
     }
 
+    /// Begins a read of whole blocks that lie together on the device, when nothing has to be waited for before; or
+    /// declines. Without a task, and without memory of its own: most direct reads are such.
+    pub fn begin_direct_read(
+        self: &Rc<Self>,
+        inode: InodeId,
+        offset: u64,
+        dst: &IoBuffers,
+        flags: IoFlags,
+    ) -> Option<DirectRead> {
+        let block = u64::from(self.store.block_size());
+        let end = offset.checked_add(dst.len() as u64)?;
+        let is_whole = offset.is_multiple_of(block) && end.is_multiple_of(block) && offset < end;
+        if !flags.direct || !is_whole || !self.store.bdev().limits().accepts(dst) {
+            return None;
+        }
+        let inodes = self.inodes.borrow();
+        let inode = inodes.get(&inode)?;
+        let map = {
+            let live = inode.live.borrow();
+            let is_on_device = regular_file(live.mode).is_ok() && !live.flags.contains(InodeFlags::INLINE);
+            (is_on_device && end <= live.size).then_some(live.map)?
+        };
+        let pages = self.cache.pages(&(offset..end));
+        if inode.data.pages.borrow().is_unwritten(&pages) {
+            return None;
+        }
+        let range = RangeGuard::try_acquire(inode, pages, Mode::Transfer)?;
+        let blocks = offset / block..end / block;
+        let piece = self.piece_at(map, blocks.start, blocks.end).ok()?;
+        let stored =
+            piece.stored.filter(|stored| !stored.unwritten && piece.count == blocks.end - blocks.start)?;
+        self.touch_atime(inode);
+        let token = self.store.begin_io();
+        let io = self.store.bdev().read(stored.addr.0 * block, dst.clone());
+        Some(DirectRead { io, len: dst.len(), _range: range, _token: token })
+    }
+
     pub(super) async fn read_direct(
         self: &Rc<Self>,
         inode: &Rc<Inode>,
@@ -67,16 +132,6 @@ impl Fs {
         }
         let block = u64::from(self.store.block_size());
         let blocks = bytes.start / block..bytes.end.div_ceil(block);
-        let first = self.run(|fs| fs.piece_at(item.map, blocks.start, blocks.end)).await?;
-        if let Some(Stored { addr, unwritten: false }) = first.stored
-            && first.count == blocks.end - blocks.start
-            && dst.len() as u64 == first.count * block
-            && self.store.bdev().limits().accepts(dst)
-        {
-            let _io = self.store.begin_io();
-            self.store.bdev().read(addr.0 * block, dst.clone()).await?;
-            return Ok(dst.len());
-        }
         let pieces = self.run(|fs| fs.pieces(item.map, blocks.clone())).await?;
         let io = self.store.begin_io();
         let (mut reads, mut bounced) = (Vec::new(), Vec::new());

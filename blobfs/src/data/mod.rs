@@ -46,6 +46,7 @@ use reactor::sync::Notify;
 use crate::fs::{Fs, Inode};
 
 pub(crate) use cache::Cache;
+pub use direct::DirectRead;
 pub(crate) use range_lock::RangeGuard;
 
 /// Largest file: offsets are signed in the protocol.

@@ -64,6 +64,9 @@ impl Fs {
         dst: IoBuffers,
         flags: IoFlags,
     ) -> Result<usize, FsError> {
+        if let Some(read) = self.begin_direct_read(inode, offset, &dst, flags) {
+            return read.finish().await;
+        }
         let inode = self.run(|fs| fs.inode(inode)).await?;
         regular_file(inode.live.borrow().mode)?;
         let inline = inode.live.borrow().flags.contains(InodeFlags::INLINE);
@@ -114,7 +117,7 @@ impl Fs {
 
     /// The access time moves when it would otherwise be older than a change (`relatime`).
     #[inline]
-    fn touch_atime(self: &Rc<Self>, inode: &Rc<Inode>) {
+    pub(super) fn touch_atime(self: &Rc<Self>, inode: &Rc<Inode>) {
         let stale = {
             let live = inode.live.borrow();
             live.atime <= live.mtime || live.atime <= live.ctime

@@ -23,6 +23,12 @@ pub(crate) fn read(call: &Call<'_>) -> Result<Handled, Errno> {
     match call.fs().try_read(&ctx, inode, args.offset, &dst, flags) {
         Some(result) => Ok(Handled::Done(call.reply.body_in_place(result?))),
         None => {
+            if let Some(read) = call.fs().begin_direct_read(inode, args.offset, &dst, flags) {
+                return match read.try_result() {
+                    Some(result) => Ok(Handled::Done(call.reply.body_in_place(result?))),
+                    None => Ok(call.answer_later(read.finish(), |reply, _, len| reply.body_in_place(len))),
+                };
+            }
             let fs = call.fs().clone();
             let operation = async move { fs.read(ctx, inode, args.offset, dst, flags).await };
             Ok(call.answer_later(operation, |reply, _, len| reply.body_in_place(len)))
