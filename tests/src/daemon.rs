@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::{fd::OwnedFd, unix::net::UnixListener},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -55,6 +56,31 @@ impl Daemon {
         Ok(Self { process, server: server.clone(), socket, image, log })
     }
 
+    /// As [`start`](Self::start), but the daemon inherits a listening socket as descriptor 3 (`--fd`), as from a service
+    /// manager. Not for virtiofsd.
+    pub fn start_with_descriptor(
+        server: &Server,
+        scratch: &Path,
+        name: &str,
+        size: &str,
+        options: &[&str],
+    ) -> anyhow::Result<Self> {
+        let Server::Vhostfs { vhostfs, .. } = server else {
+            bail!("virtiofsd is started by the path of its socket")
+        };
+        let socket = socket_path(scratch, &format!("{name}.sock"))?;
+        let image = scratch.join(format!("{name}.img"));
+        let log = scratch.join(format!("{name}.log"));
+        let listener = UnixListener::bind(&socket).with_context(|| format!("bind {}", socket.display()))?;
+        // The shell moves the socket from its standard input to where the daemon is told to look for it.
+        let mut command = tethered("sh");
+        command.args(["-c", r#"exec "$@" 3<&0 </dev/null"#, "sh"]).arg(vhostfs);
+        command.args(["serve", "--fd", "3", "--tag", TAG, "--size", size]).args(options).arg(&image);
+        let process =
+            Supervised::spawn_with_input("daemon", &mut command, OwnedFd::from(listener).into(), &log)?;
+        Ok(Self { process, server: server.clone(), socket, image, log })
+    }
+
     /// To be called between two guests. Our daemon must still run; virtiofsd ends with its guest and is started again.
     pub fn expect_next_guest(&mut self) -> anyhow::Result<()> {
         if let Server::Virtiofsd(program) = &self.server {
@@ -94,13 +120,33 @@ impl Daemon {
         self.process.terminate()?;
         let status = self.process.wait(STOP_LIMIT)?;
         ensure!(status.success(), "daemon ended with {status} after SIGTERM instead of exit status 0");
-        fsck(&blobfs, &self.image)
+        check_closed(&blobfs, &self.image)
+    }
+
+    /// Waits for a daemon that ends by itself (`--once`), expects exit status 0, and checks the image.
+    pub fn wait_and_check(mut self) -> anyhow::Result<()> {
+        let status = self.process.wait(STOP_LIMIT)?;
+        ensure!(
+            status.success(),
+            "daemon ended with {status} when its guest had left instead of exit status 0"
+        );
+        match &self.server {
+            Server::Vhostfs { blobfs, .. } => check_closed(blobfs, &self.image),
+            Server::Virtiofsd(_) => Ok(()),
+        }
     }
 
     /// Kills the daemon (SIGKILL), as a crash would.
     pub fn kill(mut self) {
         self.process.kill();
     }
+}
+
+/// Checks an image that a daemon has closed: marked clean, so that a mount replays nothing, and without findings.
+fn check_closed(blobfs: &Path, image: &Path) -> anyhow::Result<()> {
+    let info = output_of(Command::new(blobfs).args(["info", "--json"]).arg(image))?;
+    ensure!(info.contains("\"clean\": true"), "the daemon ended without marking the image clean: {info}");
+    fsck(blobfs, image)
 }
 
 /// Checks an image with `blobfs fsck`; any finding is an error that shows the report.

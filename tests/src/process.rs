@@ -37,15 +37,29 @@ pub struct Supervised {
 impl Supervised {
     /// Starts `command` with both outputs going to `log` and no input. Make it with [`tethered`].
     pub fn spawn(name: &'static str, command: &mut Command, log: &Path) -> anyhow::Result<Self> {
-        let output = File::create(log).with_context(|| format!("{name}: create {}", log.display()))?;
-        command.stdout(output.try_clone()?).stderr(output);
-        Self::spawn_with_output(name, command, log)
+        Self::spawn_with_input(name, command, Stdio::null(), log)
     }
 
-    /// Starts `command` with the outputs it was given; `log` names the file they end up in.
+    /// As [`spawn`](Self::spawn), with an input.
+    pub fn spawn_with_input(
+        name: &'static str,
+        command: &mut Command,
+        input: Stdio,
+        log: &Path,
+    ) -> anyhow::Result<Self> {
+        let output = File::create(log).with_context(|| format!("{name}: create {}", log.display()))?;
+        command.stdin(input).stdout(output.try_clone()?).stderr(output);
+        Self::start(name, command, log)
+    }
+
+    /// Starts `command` with no input and the outputs it was given; `log` names the file they end up in.
     pub fn spawn_with_output(name: &'static str, command: &mut Command, log: &Path) -> anyhow::Result<Self> {
+        Self::start(name, command.stdin(Stdio::null()), log)
+    }
+
+    fn start(name: &'static str, command: &mut Command, log: &Path) -> anyhow::Result<Self> {
         use std::os::unix::process::CommandExt as _;
-        command.stdin(Stdio::null()).process_group(0);
+        command.process_group(0);
         let child = command.spawn().with_context(|| format!("{name}: start {command:?}"))?;
         Ok(Self { name, child, log: log.to_owned() })
     }

@@ -1,4 +1,4 @@
-//! An idle file system costs nothing.
+//! An idle file system costs next to nothing.
 
 use std::{fs, thread::sleep, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
 
 pub(super) const IDLE: Case = Case {
     name: "idle",
-    about: "with a guest that mounts and does nothing, the daemon uses no CPU time",
+    about: "with a guest that mounts and does nothing, the daemon uses no CPU time and little memory",
     run,
 };
 
@@ -26,6 +26,10 @@ const WATCHED: Duration = Duration::from_secs(10);
 
 /// CPU time allowed meanwhile, in ticks of 10 ms: 0.5 %, room for a few timers, far below any spinning.
 const TICKS_MAX: u64 = 5;
+
+/// Memory allowed beside the caches, in KiB. The data cache and the guest's memory are shared mappings, which are not
+/// counted; the metadata of this test's few files is, and is small.
+const RESIDENT_KIB_MAX: u64 = 32 << 10;
 
 fn run(context: &CaseContext<'_>) -> anyhow::Result<()> {
     let daemon = Daemon::start(&context.artifacts.server, context.scratch, "fs", "1G", &[])?;
@@ -39,6 +43,9 @@ fn run(context: &CaseContext<'_>) -> anyhow::Result<()> {
     let used = cpu_ticks(daemon.id())? - before;
     note(&format!("the idle daemon used {used} ticks of 10 ms in {} s", WATCHED.as_secs()));
     ensure!(used <= TICKS_MAX, "the idle daemon used {used} ticks of 10 ms in {} s", WATCHED.as_secs());
+    let resident = private_kib(daemon.id())?;
+    note(&format!("the idle daemon holds {resident} KiB beside its data cache"));
+    ensure!(resident <= RESIDENT_KIB_MAX, "the idle daemon holds {resident} KiB beside its data cache");
     guest.run(&format!("ls {MOUNT_POINT}/bin >/dev/null"))?; // and it still answers
     guest.power_off()?;
     daemon.stop_and_check()
@@ -51,4 +58,18 @@ fn cpu_ticks(process: u32) -> anyhow::Result<u64> {
     let fields: Vec<&str> =
         stat.rsplit_once(") ").context("unexpected /proc/PID/stat")?.1.split(' ').collect();
     Ok(fields[11].parse::<u64>()? + fields[12].parse::<u64>()?)
+}
+
+/// Resident memory that is not a shared mapping: RssAnon and RssFile of `/proc/PID/status` (proc(5)).
+fn private_kib(process: u32) -> anyhow::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{process}/status"))?;
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        number
+            .with_context(|| format!("no {name} in /proc/PID/status"))?
+            .parse::<u64>()
+            .context("not a number")
+    };
+    Ok(field("RssAnon")? + field("RssFile")?)
 }

@@ -50,6 +50,7 @@ pub struct Case {
 
 /// All cases, quick ones first.
 pub const CASES: &[Case] = &[
+    sessions::ONCE,
     sessions::REBIND,
     sessions::REBOOT,
     sessions::KILLED_GUEST,
@@ -61,6 +62,7 @@ pub const CASES: &[Case] = &[
     fio::FIO_VERIFY,
     fsx::FSX,
     fsx::FSX_MMAP,
+    sessions::STOP,
     sessions::KILLED_DAEMON,
     sessions::RESETS,
 ];

@@ -8,6 +8,7 @@ use crate::{
     daemon::{Daemon, fsck},
     progress::note,
     qemu::{Echo, Hardware, QemuGuest},
+    uml::UmlGuest,
 };
 
 pub(super) const REBIND: Case = Case {
@@ -40,14 +41,27 @@ pub(super) const RESETS: Case = Case {
     run: resets,
 };
 
+pub(super) const STOP: Case = Case {
+    name: "stop",
+    about: "SIGTERM while a guest works: the daemon exits with status 0, the image is clean and has everything synced",
+    run: stop,
+};
+
+pub(super) const ONCE: Case = Case {
+    name: "once",
+    about: "with --once the daemon ends with its guest, on a socket of its own and on one that it inherits",
+    run: once,
+};
+
 /// Time for unpacking or verifying the source tree under emulation.
 const TREE_LIMIT: Duration = Duration::from_secs(300);
 
-/// Starts fio in the background, reading, writing and creating, and gives it a moment to be in the middle of it.
+/// Starts fio in the background, reading, writing and creating; waits until it has its files and is in the middle of it.
 const FIO_IN_BACKGROUND: &str = "mkdir -p /mnt/vhostfs/load\n\
     fio --name=load --directory=/mnt/vhostfs/load --numjobs=4 --size=8m --rw=randrw --bsrange=4k-64k \
-    --ioengine=psync --fsync=16 --time_based --runtime=600 --thread >/dev/null 2>&1 &\n\
-    sleep 2; test -n \"$(pidof fio)\"; test -e /mnt/vhostfs/load/load.0.0";
+    --ioengine=psync --fsync=16 --time_based --runtime=600 --thread >/tmp/fio.out 2>&1 &\n\
+    for i in {1..60}; do sleep 1; test -e /mnt/vhostfs/load/load.3.0 && break; done; sleep 2\n\
+    test -n \"$(pidof fio)\" -a -e /mnt/vhostfs/load/load.3.0 || { cat /tmp/fio.out; ls -l /mnt/vhostfs/load; false; }";
 
 fn start(context: &CaseContext<'_>, hardware: &Hardware) -> anyhow::Result<(Daemon, QemuGuest)> {
     let daemon = Daemon::start(&context.artifacts.server, context.scratch, "fs", "1G", &["--queues", "2"])?;
@@ -154,4 +168,32 @@ fn resets(context: &CaseContext<'_>) -> anyhow::Result<()> {
     }
     guest.power_off()?;
     daemon.stop_and_check()
+}
+
+fn stop(context: &CaseContext<'_>) -> anyhow::Result<()> {
+    let (daemon, mut guest) = start(context, &Hardware::default())?;
+    guest.run_with(&tree::unpack_script(), Echo::Quiet, TREE_LIMIT)?;
+    guest.run(FIO_IN_BACKGROUND)?;
+    daemon.stop_and_check()?;
+    guest.kill(); // QEMU cannot reconnect a virtio-fs device
+    let (daemon, mut guest) = start(context, &Hardware::default())?;
+    guest.run_with(&tree::verify_script(), Echo::Quiet, TREE_LIMIT)?;
+    guest.power_off()?;
+    daemon.stop_and_check()
+}
+
+fn once(context: &CaseContext<'_>) -> anyhow::Result<()> {
+    let (server, scratch) = (&context.artifacts.server, context.scratch);
+    let limit = Duration::from_secs(120);
+    let daemon = Daemon::start(server, scratch, "fs", "1G", &["--once"])?;
+    let script = format!("echo first >{MOUNT_POINT}/file");
+    UmlGuest::new(daemon.socket()).run(scratch, "own", &script, Echo::Quiet, limit)?;
+    daemon.wait_and_check()?;
+    if matches!(server, Server::Virtiofsd(_)) {
+        return Ok(()); // it has no such option
+    }
+    let daemon = Daemon::start_with_descriptor(server, scratch, "inherited", "1G", &["--once"])?;
+    let script = format!("set -e; echo second >{MOUNT_POINT}/file; sync; grep -qx second {MOUNT_POINT}/file");
+    UmlGuest::new(daemon.socket()).run(scratch, "inherited", &script, Echo::Quiet, limit)?;
+    daemon.wait_and_check()
 }
