@@ -11,6 +11,7 @@ mod applications;
 mod fio;
 mod fsx;
 mod idle;
+mod limits;
 mod pjdfstest;
 mod sessions;
 mod tree;
@@ -55,6 +56,8 @@ pub const CASES: &[Case] = &[
     sessions::REBOOT,
     sessions::KILLED_GUEST,
     idle::IDLE,
+    limits::LIMITS,
+    limits::FULL,
     pjdfstest::PJDFSTEST,
     applications::C_PROJECT,
     applications::GIT,

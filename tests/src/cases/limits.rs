@@ -1,0 +1,91 @@
+//! What a file system must hold at its edges: sparse files, long names, large directories and attributes, a full device.
+
+use std::time::Duration;
+
+use super::{Case, CaseContext};
+use crate::{artifacts::MOUNT_POINT, daemon::Daemon, qemu::Echo, uml::UmlGuest};
+
+pub(super) const LIMITS: Case = Case {
+    name: "limits",
+    about: "sparse 16 TiB, names of 255 bytes, 30,000 entries in a directory, attributes of 64 KiB",
+    run: |context| run(context, "1G", EDGES),
+};
+
+pub(super) const FULL: Case = Case {
+    name: "full",
+    about: "a device filled by data and by small files: ENOSPC, nothing written is lost, and all of it can be deleted",
+    run: |context| run(context, "64M", FILL),
+};
+
+/// Each line fails the script by itself (`set -e`).
+const EDGES: &str = r#"
+echo sparse files
+truncate -s 16T sparse
+echo -n end | dd of=sparse bs=1 seek=$((16 * 1024 ** 4 - 3)) conv=notrunc status=none
+echo -n middle | dd of=sparse bs=1 seek=$((8 * 1024 ** 4 + 7)) conv=notrunc status=none
+sync sparse; echo 3 >/proc/sys/vm/drop_caches
+test $(stat -c %s sparse) = $((16 * 1024 ** 4)); test $(stat -c %b sparse) -lt 100
+test "$(tail -c 3 sparse)" = end
+test "$(dd if=sparse bs=1 skip=$((8 * 1024 ** 4 + 7)) count=6 status=none)" = middle
+truncate -s 10T sparse; test "$(dd if=sparse bs=1 skip=$((8 * 1024 ** 4 + 7)) count=6 status=none)" = middle
+fallocate --punch-hole --offset 0 --length 9T sparse; test $(stat -c %b sparse) = 0; rm sparse
+fallocate --length 64M ahead; test $(stat -c %b ahead) -ge 131072; cmp -n $((64 << 20)) ahead /dev/zero; rm ahead
+
+echo names
+long=$(printf 'n%.0s' {1..255}); echo long >$long; mkdir d; ln $long d/$long; test "$(cat d/$long)" = long
+! echo longer >${long}n 2>/dev/null
+deep=.; for i in {1..60}; do deep=$deep/directory$i; done; mkdir -p $deep; echo deep >$deep/file
+mv directory1 moved; test "$(cat moved/${deep#./directory1/}/file)" = deep; rm -r moved
+
+echo a directory of 30,000 entries
+mkdir many; (cd many; seq -f 'entry with number %.0f' 30000 | xargs -d '\n' touch)
+echo 3 >/proc/sys/vm/drop_caches
+test $(ls -U many | sort -u | wc -l) = 30000; test $(ls -U many | wc -l) = 30000
+(cd many; seq -f 'entry with number %.0f' 1 2 30000 | xargs -d '\n' rm); test $(ls -U many | wc -l) = 15000
+rm -r many; test ! -e many
+
+echo attributes
+touch attributes
+head -c 49000 /dev/urandom | base64 -w 0 | head -c 65000 >large.value
+setfattr -n user.large -v "$(cat large.value)" attributes
+for i in {1..100}; do setfattr -n user.small$i -v "value $i" attributes; done
+echo 3 >/proc/sys/vm/drop_caches
+getfattr --only-values -n user.large attributes | cmp - large.value
+test $(getfattr attributes | grep -c '^user.small') = 100
+test "$(getfattr --only-values -n user.small77 attributes)" = 'value 77'
+setfattr -x user.large attributes; ! getfattr -n user.large attributes 2>/dev/null
+for i in {1..100}; do setfattr -x user.small$i attributes; done; test -z "$(getfattr attributes)"
+
+echo deleted but open
+exec 8<>unlinked; echo kept >&8; rm unlinked; sync; echo 3 >/proc/sys/vm/drop_caches
+test "$(cat /proc/self/fd/8)" = kept; exec 8>&-
+"#;
+
+/// Three times, since what a full device gives back late shows only when it is filled again.
+const FILL: &str = r#"
+echo kept >kept; sync
+free_at_first=$(stat -f -c %f .)
+for round in 1 2 3; do
+    echo round $round: one large file
+    ! dd if=/dev/urandom of=large bs=1M conv=fsync status=none 2>error; grep -q 'No space left' error || { cat error; false; }
+    rm -f error; written=$(stat -c %s large); test $written -gt $((30 << 20))
+    sum=$(sha256sum <large); echo 3 >/proc/sys/vm/drop_caches; test "$(sha256sum <large)" = "$sum"
+    rm large; sync
+    echo round $round: small files until there is no room
+    mkdir small; i=0
+    while head -c 6000 /dev/zero | tr '\0' x 2>/dev/null >small/$i && sync small/$i 2>/dev/null; do i=$((i + 1)); test $i -lt 20000; done 2>/dev/null
+    echo $i files; test $i -gt 2000
+    rm -r small; sync
+done
+test "$(cat kept)" = kept
+for i in {1..40}; do test $(stat -f -c %f .) -ge $((free_at_first - 300)) && break; sleep 0.5; sync; done
+echo free blocks: $free_at_first at first, $(stat -f -c %f .) now; test $(stat -f -c %f .) -ge $((free_at_first - 300))
+"#;
+
+fn run(context: &CaseContext<'_>, size: &str, script: &str) -> anyhow::Result<()> {
+    let daemon = Daemon::start(&context.artifacts.server, context.scratch, "fs", size, &[])?;
+    let guest = UmlGuest::new(daemon.socket());
+    let script = format!("set -e -o pipefail; cd {MOUNT_POINT}\n{script}");
+    guest.run(context.scratch, "uml", &script, Echo::Quiet, Duration::from_secs(300))?;
+    daemon.stop_and_check()
+}
