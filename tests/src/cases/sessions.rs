@@ -54,14 +54,21 @@ pub(super) const ONCE: Case = Case {
 };
 
 /// Time for unpacking or verifying the source tree under emulation.
-const TREE_LIMIT: Duration = Duration::from_secs(300);
+const TREE_LIMIT: Duration = Duration::from_secs(600);
 
 /// Starts fio in the background, reading, writing and creating; waits until it has its files and is in the middle of it.
 const FIO_IN_BACKGROUND: &str = "mkdir -p /mnt/vhostfs/load\n\
     fio --name=load --directory=/mnt/vhostfs/load --numjobs=4 --size=8m --rw=randrw --bsrange=4k-64k \
     --ioengine=psync --fsync=16 --time_based --runtime=600 --thread >/tmp/fio.out 2>&1 &\n\
-    for i in {1..60}; do sleep 1; test -e /mnt/vhostfs/load/load.3.0 && break; done; sleep 2\n\
+    for i in {1..200}; do sleep 1; test -e /mnt/vhostfs/load/load.3.0 && break; done; sleep 2\n\
     test -n \"$(pidof fio)\" -a -e /mnt/vhostfs/load/load.3.0 || { cat /tmp/fio.out; ls -l /mnt/vhostfs/load; false; }";
+
+/// Time for fio to lay out its files: some seconds, minutes on a machine with eight times as much to do as CPUs.
+const FIO_START_LIMIT: Duration = Duration::from_secs(300);
+
+fn start_fio(guest: &mut QemuGuest) -> anyhow::Result<()> {
+    guest.run_with(FIO_IN_BACKGROUND, Echo::Quiet, FIO_START_LIMIT).map(drop)
+}
 
 fn start(context: &CaseContext<'_>, hardware: &Hardware) -> anyhow::Result<(Daemon, QemuGuest)> {
     let daemon = Daemon::start(&context.artifacts.server, context.scratch, "fs", "1G", &["--queues", "2"])?;
@@ -96,7 +103,7 @@ fn reboot(context: &CaseContext<'_>) -> anyhow::Result<()> {
     let (daemon, mut guest) = start(context, &Hardware::default())?;
     for round in 0..2 {
         guest.run(&format!("set -e; echo {round} >{MOUNT_POINT}/file; sync"))?;
-        guest.run(FIO_IN_BACKGROUND)?;
+        start_fio(&mut guest)?;
         guest.reboot()?;
         guest.mount()?;
         guest.run(&format!("grep -qx {round} {MOUNT_POINT}/file"))?;
@@ -109,7 +116,7 @@ fn killed_guest(context: &CaseContext<'_>) -> anyhow::Result<()> {
     let (mut daemon, mut guest) = start(context, &Hardware::default())?;
     for round in 0..3 {
         guest.run(&format!("set -e; echo {round} >{MOUNT_POINT}/file; sync"))?;
-        guest.run(FIO_IN_BACKGROUND)?;
+        start_fio(&mut guest)?;
         guest.kill();
         daemon.expect_next_guest()?;
         guest = QemuGuest::boot_mounted(
@@ -130,7 +137,7 @@ fn killed_daemon(context: &CaseContext<'_>) -> anyhow::Result<()> {
     guest.run_with(&tree::unpack_script(), Echo::Quiet, TREE_LIMIT)?;
     for round in 0..3 {
         guest.run(&format!("set -e; echo {round} >{MOUNT_POINT}/file; sync {MOUNT_POINT}/file"))?;
-        guest.run(FIO_IN_BACKGROUND)?;
+        start_fio(&mut guest)?;
         let image = daemon.image().to_owned();
         daemon.kill();
         guest.kill(); // QEMU cannot reconnect a virtio-fs device
@@ -156,7 +163,7 @@ fn resets(context: &CaseContext<'_>) -> anyhow::Result<()> {
     let count = if context.scale == Scale::Long { RESETS_LONG } else { RESETS_SHORT };
     for round in 1..=count {
         guest.run(&format!("set -e; echo {round} >{MOUNT_POINT}/round; sync {MOUNT_POINT}/round"))?;
-        guest.run(FIO_IN_BACKGROUND)?;
+        start_fio(&mut guest)?;
         guest.reset()?;
         daemon.check_running()?;
         guest.mount()?;
@@ -173,7 +180,7 @@ fn resets(context: &CaseContext<'_>) -> anyhow::Result<()> {
 fn stop(context: &CaseContext<'_>) -> anyhow::Result<()> {
     let (daemon, mut guest) = start(context, &Hardware::default())?;
     guest.run_with(&tree::unpack_script(), Echo::Quiet, TREE_LIMIT)?;
-    guest.run(FIO_IN_BACKGROUND)?;
+    start_fio(&mut guest)?;
     daemon.stop_and_check()?;
     guest.kill(); // QEMU cannot reconnect a virtio-fs device
     let (daemon, mut guest) = start(context, &Hardware::default())?;
