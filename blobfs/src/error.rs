@@ -1,7 +1,6 @@
 //! Why a call did not succeed: it has to wait, or it failed.
 
 use bdev::BdevError;
-use smallvec::SmallVec;
 
 use crate::store::NodeRef;
 use crate::units::InodeId;
@@ -10,11 +9,13 @@ use crate::units::InodeId;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Wait {
     /// Tree nodes that are not in the node cache: all those that are known to be needed.
-    Nodes(SmallVec<[NodeRef; 4]>),
+    Nodes(Vec<NodeRef>),
     /// A journal commit (room in the open block, or freed blocks that become durable).
     Commit,
     /// A checkpoint (journal full, too many dirty nodes, or tree blocks that become free).
     Checkpoint,
+    /// Freed blocks that are held back until device operations have ended, or by a discard or commit.
+    Space,
     /// Memory: node cache or data cache is full of what cannot be dropped yet.
     Memory,
     /// The write-back of an inode's dirty pages (rename over a file, search for holes).

@@ -179,8 +179,8 @@ fn patch_superblocks(image: &str, offset: usize, bytes: &[u8]) {
 fn other_versions_and_features_are_refused() {
     let scratch = Scratch::new();
     let image = scratch.image("image");
-    patch_superblocks(&image, 12, &2_u32.to_le_bytes());
-    unusable(&image, "version 2");
+    patch_superblocks(&image, 12, &3_u32.to_le_bytes());
+    unusable(&image, "version 3");
 
     let image = scratch.image("features");
     patch_superblocks(&image, 32, &64_u64.to_le_bytes());

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bdev::IoBuffers;
 use blobfs::fs::types::{Context, SessionId};
+use blobfs::store::Pins;
 use blobfs::units::InodeId;
 use blobfs::{Fs, FsError, Stop, Try};
 
@@ -288,8 +289,9 @@ impl<'a> Call<'a> {
         let generation = session.generation.get();
         self.answer_later(
             async move {
+                let mut pins = Pins::default();
                 loop {
-                    fs.wait(wait).await?;
+                    fs.wait_pinned(wait, &mut pins).await?;
                     if !session.check_generation(generation) {
                         return Err(FsError::Interrupted);
                     }

@@ -30,6 +30,14 @@ pub enum Finding {
         /// In what.
         field: &'static str,
     },
+    /// The number of free blocks is not what the bitmaps say.
+    #[error("superblock: {stated} free blocks, the bitmaps have {counted}")]
+    FreeBlocks {
+        /// What the superblock says.
+        stated: u64,
+        /// What the bitmaps of the checkpoint say.
+        counted: u64,
+    },
     /// The counter for inodes and maps stands at or below a number that is in use.
     #[error("superblock: next number {next_id} although {used} is in use")]
     NextId {

@@ -43,6 +43,8 @@ pub(super) enum SpaceChange {
     Mark { start: u64, count: u64, used: bool },
     /// Free blocks become a chunk of so many nodes.
     Claim { start: u64, nodes: u32 },
+    /// An empty chunk of so many nodes becomes free blocks.
+    GiveBack { start: u64, nodes: u32 },
 }
 
 /// The journal.
@@ -142,6 +144,9 @@ impl Journal {
             }
             Record::Claim { start, nodes } => {
                 self.space.push((place, SpaceChange::Claim { start: *start, nodes: *nodes }));
+            }
+            Record::GiveBack { start, nodes } => {
+                self.space.push((place, SpaceChange::GiveBack { start: *start, nodes: *nodes }));
             }
         }
         Ok(())

@@ -242,11 +242,20 @@ impl Checker<'_> {
         Ok(Report { findings: list, findings_left_out: left_out, complete: whole, counts })
     }
 
-    /// Adds the chunks that the journal claims.
+    /// Adds the chunks that the journal claims, and removes those that it gives back.
     fn claim_chunks(&mut self, space: &[(BlockPlace, SpaceChange)], places: &mut Places) {
-        for (_, change) in space {
-            if let SpaceChange::Claim { start, nodes } = *change {
-                places.add(self.superblock, ChunkEntry { start, used: 0, nodes }, &mut self.findings);
+        for (place, change) in space {
+            match *change {
+                SpaceChange::Mark { .. } => {}
+                SpaceChange::Claim { start, nodes } => {
+                    places.add(self.superblock, ChunkEntry { start, used: 0, nodes }, &mut self.findings);
+                }
+                SpaceChange::GiveBack { start, nodes } => {
+                    if !places.chunks.remove_empty(start, nodes) {
+                        let problem = "gives back a chunk that is used or does not exist";
+                        self.findings.push(place.finding(problem));
+                    }
+                }
             }
         }
     }
@@ -276,6 +285,11 @@ impl Checker<'_> {
         places.find_leaked(findings);
         census.check_maps(findings);
         links::check(&census.inodes, findings);
+        let counted = self.superblock.block_count.saturating_sub(census.recorded.len());
+        let stated = self.superblock.free_blocks;
+        if counted != stated {
+            self.findings.push(Finding::FreeBlocks { stated, counted });
+        }
         self.replay_space(census, space);
         for (start, end) in census.recorded.without(&census.used) {
             self.findings.push(Finding::BlocksLeaked { start, end });
@@ -293,6 +307,9 @@ impl Checker<'_> {
                 SpaceChange::Mark { start, count, used } => (start, count, used),
                 SpaceChange::Claim { start, nodes } => {
                     (start, u64::from(nodes) * superblock.node_blocks(), true)
+                }
+                SpaceChange::GiveBack { start, nodes } => {
+                    (start, u64::from(nodes) * superblock.node_blocks(), false)
                 }
             };
             if !in_data_area(superblock, start, count) {

@@ -21,7 +21,7 @@ use crate::ondisk::{
 use crate::store::{MkfsOptions, OpenOptions, Store, mkfs};
 use crate::txn::{Origin, Txn};
 use crate::units::{BlockAddr, BlockRange, InodeId, MapId};
-use crate::{FsError, Try};
+use crate::{FsError, Stop, Try};
 
 const DEVICE: u64 = 2 << 20;
 const BLOCK: u32 = 512;
@@ -111,7 +111,9 @@ impl Mounted {
 fn open(disk: &Rc<SimDisk>, reactor: &Rc<Reactor>) -> Rc<Store> {
     let (disk, inner) = (disk.clone(), reactor.clone());
     let opened = async move { Store::open(disk, inner, OpenOptions::default()).await };
-    reactor.block_on(opened).unwrap()
+    let store = reactor.block_on(opened).unwrap();
+    read_all(&store, reactor);
+    store
 }
 
 /// Mounts, which writes, and closes again.
@@ -260,6 +262,16 @@ fn newest(disk: &SimDisk) -> Superblock {
         Superblock::decode(&bytes).unwrap()
     });
     copies.into_iter().max_by_key(|superblock| superblock.generation).unwrap()
+}
+
+/// Brings all nodes into memory, so that calls need not wait.
+fn read_all(store: &Rc<Store>, reactor: &Rc<Reactor>) {
+    let (from, to) = (Key::group(0), Key::new(u64::MAX, Kind::Checksum, u64::MAX));
+    while let Err(stop) = store.scan(&from, &to, |_, _| std::ops::ControlFlow::Continue(())) {
+        let Stop::Wait(wait) = stop else { return };
+        let store = store.clone();
+        reactor.block_on(async move { store.wait(&wait).await.map(drop) }).unwrap();
+    }
 }
 
 /// The items of a store.
@@ -437,6 +449,14 @@ fn a_counter_that_would_give_a_number_twice_is_found() {
     let used = sample.superblock().last_txn;
     let found = findings_of(&sample.disk);
     assert!(matches!(found[..], [Finding::NextId { next_id: 5, used }] if used > 20), "{found:?} {used}");
+}
+
+#[test]
+fn a_wrong_number_of_free_blocks_is_found() {
+    let sample = Sample::new();
+    let counted = sample.superblock().free_blocks;
+    sample.set_superblock(|superblock| superblock.free_blocks -= 3);
+    assert_eq!(findings_of(&sample.disk), [Finding::FreeBlocks { stated: counted - 3, counted }]);
 }
 
 #[test]

@@ -249,7 +249,7 @@ impl<'a> Walk<'a> {
         let page = page.map_err(|unread| unread.problem())?;
         check_generation(child.ptr, child.newest)?;
         let expected = Expected { ptr: child.ptr, level, uuid: self.superblock.uuid };
-        let (node, pointers) = Node::decode(&page, &expected)?;
+        let node = Node::decode(&page, &expected)?;
         let keys: Vec<Key> = (0..node.count()).map(|index| node.key(index)).collect();
         let below = keys.first().is_some_and(|key| *key < child.from);
         let above = keys.last().zip(child.to).is_some_and(|(key, end)| *key >= end);
@@ -263,9 +263,10 @@ impl<'a> Walk<'a> {
             let from = if index == 0 { child.from } else { keys[index] };
             (from, keys.get(index + 1).copied().or(child.to))
         };
-        let children = pointers.into_iter().enumerate().map(|(index, ptr)| {
+        let count = if level > 0 { node.count() } else { 0 };
+        let children = (0..count).map(|index| {
             let (from, to) = bounds(index);
-            Child { ptr, from, to, newest: child.ptr.generation }
+            Child { ptr: node.child_ptr(index), from, to, newest: child.ptr.generation }
         });
         let children = children.collect();
         Ok((node, children))

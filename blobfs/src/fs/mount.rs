@@ -6,7 +6,7 @@ use super::{Fs, Inode};
 use crate::data::Cache;
 use crate::error::{FsError, Stop, Try, Wait};
 use crate::ondisk::{InodeFlags, InodeItem, Key};
-use crate::store::Store;
+use crate::store::{Pins, Store};
 use crate::txn::{Origin, Txn};
 use crate::units::{InodeId, MapId};
 
@@ -34,6 +34,7 @@ impl Fs {
     /// # Errors
     /// The device's, or corruption.
     pub async fn mount(store: Rc<Store>, options: MountOptions) -> Result<Rc<Self>, FsError> {
+        store.set_cache_bytes(options.metadata_cache_size);
         let cache = Cache::new(options.cache_size, store.block_size() as usize)?;
         let (inodes, sessions) = Default::default();
         let fs = Rc::new(Self { store, cache, inodes, sessions, options });
@@ -87,12 +88,22 @@ impl Fs {
     /// # Errors
     /// What prevents the wait from ever ending: the device's error, or corruption.
     pub async fn wait(self: &Rc<Self>, wait: Wait) -> Result<(), FsError> {
+        self.wait_pinned(wait, &mut Pins::default()).await
+    }
+
+    /// Waits for what a call waits for on behalf of an operation that waits several times: what its waits
+    /// bring into memory stays there until `pins` goes.
+    ///
+    /// # Errors
+    /// As [`Fs::wait`].
+    pub async fn wait_pinned(self: &Rc<Self>, wait: Wait, pins: &mut Pins) -> Result<(), FsError> {
         match wait {
             Wait::Range(_) | Wait::WriteBack(_) | Wait::Growth(..) => {
+                pins.clear();
                 Box::pin(self.wait_for_data(wait)).await
             }
-            Wait::Nodes(_) | Wait::Commit | Wait::Checkpoint | Wait::Memory => {
-                self.store.wait(&wait).await.map(drop)
+            Wait::Nodes(_) | Wait::Commit | Wait::Checkpoint | Wait::Space | Wait::Memory => {
+                self.store.wait_pinned(&wait, pins).await
             }
         }
     }
@@ -127,11 +138,12 @@ impl Fs {
     /// # Errors
     /// Those of the call and of its waits.
     pub async fn run<T>(self: &Rc<Self>, mut call: impl FnMut(&Rc<Self>) -> Try<T>) -> Result<T, FsError> {
+        let mut pins = Pins::default();
         loop {
             match call(self) {
                 Ok(value) => return Ok(value),
                 Err(Stop::Fail(error)) => return Err(error),
-                Err(Stop::Wait(wait)) => self.wait(wait).await?,
+                Err(Stop::Wait(wait)) => self.wait_pinned(wait, &mut pins).await?,
             }
         }
     }

@@ -30,23 +30,32 @@ fn pieces(range: &Range<usize>) -> impl Iterator<Item = (usize, u8)> + use<> {
 
 /// The runs of clear bits among the first `len`.
 pub fn free_runs(bits: &[u8], len: usize) -> Vec<Range<usize>> {
-    let mut runs: Vec<Range<usize>> = Vec::new();
+    let len = len.min(bits.len() * 8);
+    let mut runs = Vec::new();
     let mut at = 0;
-    while at < len {
-        let byte = bits.get(at / 8).copied().unwrap_or(0xff);
-        if at % 8 == 0 && byte == 0xff {
-            at += 8;
-            continue;
-        }
-        if byte & 1 << (at % 8) == 0 {
-            match runs.last_mut() {
-                Some(run) if run.end == at => run.end += 1,
-                _ => runs.push(at..at + 1),
-            }
-        }
-        at += 1;
+    while let Some(start) = next(bits, at, len, false) {
+        let end = next(bits, start, len, true).unwrap_or(len);
+        runs.push(start..end);
+        at = end;
     }
     runs
+}
+
+/// The first bit from `from` on, and before `len`, that has that value. Whole words without one are skipped.
+fn next(bits: &[u8], from: usize, len: usize, used: bool) -> Option<usize> {
+    let mut at = from;
+    while at < len {
+        let mut word = [if used { 0 } else { 0xff }; 8];
+        let bytes = &bits[at / 8..bits.len().min(at / 8 + 8)];
+        word[..bytes.len()].copy_from_slice(bytes);
+        let word = u64::from_le_bytes(word);
+        let wanted = (if used { word } else { !word }) >> (at % 8);
+        if wanted != 0 {
+            return Some(at + wanted.trailing_zeros() as usize).filter(|found| *found < len);
+        }
+        at += 64 - at % 8;
+    }
+    None
 }
 
 #[cfg(test)]

@@ -17,6 +17,7 @@
 //! | 3 | alloc | start u64, count u32 |
 //! | 4 | free | start u64, count u32 |
 //! | 5 | claim a metadata chunk | start u64, nodes u32 |
+//! | 6 | give back an empty metadata chunk | start u64, nodes u32 |
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -130,6 +131,13 @@ pub enum Record<'a> {
         /// Nodes that fit.
         nodes: u32,
     },
+    /// Makes an empty metadata chunk free blocks.
+    GiveBack {
+        /// First block.
+        start: u64,
+        /// Nodes that fit.
+        nodes: u32,
+    },
 }
 
 /// Head of a transaction's record.
@@ -181,6 +189,7 @@ fn append_record(block: &mut Vec<u8>, record: &Record<'_>) {
         Record::Alloc(range) => append_range(block, 3, range.start.0, range.count),
         Record::Free(range) => append_range(block, 4, range.start.0, range.count),
         Record::Claim { start, nodes } => append_range(block, 5, *start, *nodes),
+        Record::GiveBack { start, nodes } => append_range(block, 6, *start, *nodes),
     }
 }
 
@@ -273,6 +282,10 @@ impl<'a> Reader<'a> {
                 let range = self.range()?;
                 Record::Claim { start: range.start.0, nodes: range.count }
             }
+            6 => {
+                let range = self.range()?;
+                Record::GiveBack { start: range.start.0, nodes: range.count }
+            }
             _ => return None,
         })
     }
@@ -294,6 +307,7 @@ mod tests {
             Record::Alloc(BlockRange::new(BlockAddr(1), 2)),
             Record::Free(BlockRange::new(BlockAddr(3), 4)),
             Record::Claim { start: 5, nodes: 64 },
+            Record::GiveBack { start: 6, nodes: 16 },
         ];
         append_txn(&mut block, TxnHeader::new_zeroed(), records.into_iter());
         seal_block(&mut block, &ID);
@@ -308,7 +322,8 @@ mod tests {
         let txns = decode_block(&block).unwrap();
         assert_eq!(txns.len(), 1);
         assert_eq!(txns[0].records[0], Record::Put(Key::new(7, Kind::Dirent, 9), b"value"));
-        assert_eq!(txns[0].records.len(), 5);
+        assert_eq!(txns[0].records.len(), 6);
+        assert_eq!(txns[0].records[5], Record::GiveBack { start: 6, nodes: 16 });
     }
 
     #[test]

@@ -9,11 +9,13 @@
 //! second one's key.
 //!
 //! A [`Node`] in memory is the page itself, so lookups need no decoding; what differs is that an inner node
-//! also names its children by their place in memory and leaves its pointers to be filled in by the
-//! checkpoint that writes it.
+//! also *links* to those of its children that are in memory, and that the pointers of these children mean
+//! nothing: the checkpoint that writes the node fills them in.
 //!
 //! Invariants: keys ascend strictly; values that are not empty lie behind the slots and do not overlap; no item is longer than
 //! [`item_len_max`], so a full node can always be split in two that have room for one more.
+
+use std::cell::Cell;
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
@@ -78,6 +80,9 @@ fn order(key: &Key) -> (u64, u8, u64) {
     (key.owner, key.kind as u8, key.offset)
 }
 
+/// Link to a child that is not in memory.
+pub const ABSENT: u32 = u32::MAX;
+
 /// A node in memory.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -88,8 +93,9 @@ pub struct Node {
     heap: usize,
     /// Bytes of all values.
     live: usize,
-    /// Of an inner node, where the children are in memory.
-    children: Vec<u32>,
+    /// Of an inner node, where the children are in memory. They change without the content: also while a
+    /// checkpoint holds the node.
+    links: Vec<Cell<u32>>,
 }
 
 /// What a page that is read must be.
@@ -106,7 +112,7 @@ pub struct Expected {
 impl Node {
     /// An empty node.
     pub fn new(node_size: usize, level: u8) -> Self {
-        Self { page: vec![0; node_size], level, count: 0, heap: node_size, live: 0, children: Vec::new() }
+        Self { page: vec![0; node_size], level, count: 0, heap: node_size, live: 0, links: Vec::new() }
     }
 
     /// Level above the leaves.
@@ -174,14 +180,32 @@ impl Node {
         }
     }
 
-    /// Where a child is in memory.
+    /// Where a child is in memory, or [`ABSENT`].
     pub fn child(&self, index: usize) -> u32 {
-        self.children[index]
+        self.links[index].get()
     }
 
-    /// All children in order.
-    pub fn children(&self) -> &[u32] {
-        &self.children
+    /// Where all children are in memory, in order.
+    pub fn children(&self) -> impl Iterator<Item = u32> + '_ {
+        self.links.iter().map(Cell::get)
+    }
+
+    /// Links to a child that came into memory.
+    pub fn link(&self, index: usize, child: u32) {
+        self.links[index].set(child);
+    }
+
+    /// Forgets where a child was in memory; from now on the pointer counts.
+    pub fn unlink(&mut self, index: usize, ptr: NodePtr) {
+        self.value_mut(index).copy_from_slice(RawPtr::from(ptr).as_bytes());
+        self.links[index].set(ABSENT);
+    }
+
+    /// Pointer to a child that is not in memory.
+    pub fn child_ptr(&self, index: usize) -> NodePtr {
+        let raw =
+            RawPtr::ref_from_bytes(self.value(index)).expect("pointers are checked when a node is read");
+        NodePtr::from(*raw)
     }
 
     /// Inserts an item; it must fit.
@@ -212,7 +236,7 @@ impl Node {
     /// Inserts a child whose pointer is not known yet.
     pub fn insert_child(&mut self, index: usize, key: &Key, child: u32) {
         self.insert(index, key, &[0; RawPtr::SIZE]);
-        self.children.insert(index, child);
+        self.links.insert(index, Cell::new(child));
     }
 
     /// Removes an item, or a child together with its place in memory.
@@ -228,7 +252,7 @@ impl Node {
         self.count -= 1;
         self.live -= len;
         if self.level > 0 {
-            self.children.remove(index);
+            self.links.remove(index);
         }
     }
 
@@ -257,7 +281,7 @@ impl Node {
             self.insert(self.count, &other.key(index), other.value(index));
         }
         if self.level > 0 {
-            self.children.extend_from_slice(&other.children[from..other.count]);
+            self.links.extend_from_slice(&other.links[from..other.count]);
         }
     }
 
@@ -268,7 +292,7 @@ impl Node {
 
     fn compact(&mut self) {
         let mut packed = Node::new(self.page.len(), self.level);
-        packed.children = std::mem::take(&mut self.children);
+        packed.links = std::mem::take(&mut self.links);
         let slots = NODE_HEADER_LEN..NODE_HEADER_LEN + self.count * SLOT_LEN;
         packed.page[slots.clone()].copy_from_slice(&self.page[slots]);
         packed.count = self.count;
@@ -308,11 +332,11 @@ impl Node {
         seal(out)
     }
 
-    /// The node in a page that was read, and the pointers to its children.
+    /// The node in a page that was read; none of its children is in memory.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn decode(page: &[u8], expected: &Expected) -> Result<(Self, Vec<NodePtr>), String> {
+    pub fn decode(page: &[u8], expected: &Expected) -> Result<Self, String> {
         check_header(page, NODE_MAGIC, expected.ptr, expected.uuid)?;
         let (header, _) = RawHeader::ref_from_prefix(page).map_err(|_| "too short")?;
         if header.level != expected.level {
@@ -325,8 +349,8 @@ impl Node {
             return Err(format!("{} slots do not fit", node.count));
         }
         node.check_slots()?;
-        let pointers = node.child_pointers()?;
-        Ok((node, pointers))
+        node.check_pointers()?;
+        Ok(node)
     }
 
     /// Checks order and place of the slots, and finds out what the values use.
@@ -358,24 +382,20 @@ impl Node {
         Ok(())
     }
 
-    fn child_pointers(&self) -> Result<Vec<NodePtr>, String> {
+    fn check_pointers(&mut self) -> Result<(), String> {
         if self.level == 0 {
-            return Ok(Vec::new());
+            return Ok(());
         }
         if self.count == 0 {
             return Err("an inner node without children".to_owned());
         }
-        let pointer = |index| match RawPtr::ref_from_bytes(self.value(index)) {
-            Ok(raw) => Ok(NodePtr::from(*raw)),
-            Err(_) => Err(format!("child {index} is no pointer")),
-        };
-        (0..self.count).map(pointer).collect()
-    }
-
-    /// Tells an inner node that was read where its children are in memory.
-    pub fn set_children(&mut self, children: Vec<u32>) {
-        debug_assert_eq!(children.len(), self.count);
-        self.children = children;
+        match (0..self.count).find(|index| self.value_len(*index) != RawPtr::SIZE) {
+            Some(index) => Err(format!("child {index} is no pointer")),
+            None => {
+                self.links = vec![Cell::new(ABSENT); self.count];
+                Ok(())
+            }
+        }
     }
 }
 
@@ -420,7 +440,7 @@ mod tests {
         let mut ptr = NodePtr { addr: 7, generation: 3, crc: 0 };
         let mut page = vec![0; NODE_SIZE];
         ptr.crc = node.encode(ptr, [5; 16], &[], &mut page);
-        Node::decode(&page, &Expected { ptr, level: 0, uuid: [5; 16] }).map(|(node, _)| node)
+        Node::decode(&page, &Expected { ptr, level: 0, uuid: [5; 16] })
     }
 
     /// Many orphans in a leaf that held something else before made it unreadable: slots had grown over the

@@ -21,7 +21,7 @@ pub const RESERVED_LEN: u64 = 12_288;
 pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"vfsblob\0";
 
 /// Version of the layout of the superblock itself.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 /// Incompatible features that this code can mount.
 pub const INCOMPAT_KNOWN: u64 = 0;
@@ -135,6 +135,8 @@ pub struct Superblock {
     pub next_id: u64,
     /// Last transaction inside the checkpoint.
     pub last_txn: u64,
+    /// Blocks that the bitmaps of the checkpoint call free.
+    pub free_blocks: u64,
 }
 
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
@@ -169,7 +171,8 @@ struct Raw {
     reserved2: U32,
     next_id: U64,
     last_txn: U64,
-    reserved3: [u8; 256],
+    free_blocks: U64,
+    reserved3: [u8; 248],
 }
 
 const _: () = assert!(size_of::<Raw>() == SUPERBLOCK_LEN);
@@ -238,7 +241,8 @@ impl Superblock {
             reserved2: U32::ZERO,
             next_id: self.next_id.into(),
             last_txn: self.last_txn.into(),
-            reserved3: [0; 256],
+            free_blocks: self.free_blocks.into(),
+            reserved3: [0; 248],
         };
         let mut bytes: [u8; SUPERBLOCK_LEN] = zerocopy::transmute!(raw);
         let crc = crc32c(&bytes[CRC_FROM..]);
@@ -294,6 +298,7 @@ impl Superblock {
             },
             next_id: raw.next_id.get(),
             last_txn: raw.last_txn.get(),
+            free_blocks: raw.free_blocks.get(),
         }
     }
 
@@ -330,6 +335,9 @@ impl Superblock {
             || !self.tail.pos.is_multiple_of(block)
         {
             return Err("the journal is too small, or its tail lies outside");
+        }
+        if self.free_blocks > self.block_count - self.first_data_block() {
+            return Err("more blocks are free than there are");
         }
         if self.root_level > LEVEL_MAX {
             return Err("the tree is too deep");
@@ -405,6 +413,7 @@ pub(crate) mod tests {
             tail: JournalTail { pos: 4096, seq: 5, previous_crc: 6 },
             next_id: 44,
             last_txn: 17,
+            free_blocks: 1000,
         }
     }
 
@@ -432,6 +441,7 @@ pub(crate) mod tests {
             Superblock { journal_blocks: u64::MAX, ..sample() },
             Superblock { block_count: u64::MAX, ..sample() },
             Superblock { group_blocks: 1 << 30, ..sample() },
+            Superblock { free_blocks: 1 << 20, ..sample() },
             Superblock { tail: JournalTail { pos: 1 << 40, ..sample().tail }, ..sample() },
             Superblock { tail: JournalTail { seq: u64::MAX, ..sample().tail }, ..sample() },
             Superblock { generation: u64::MAX, ..sample() },

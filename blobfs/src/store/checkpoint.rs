@@ -130,10 +130,8 @@ impl Checkpoint {
 
 impl Written {
     /// Tells tree and chunks that the checkpoint counts.
-    pub(super) fn settle(&self, tree: &mut Tree, chunks: &mut Chunks) {
-        for (node, ptr) in self.snapshot.nodes.iter().zip(&self.pointers) {
-            tree.written(node, *ptr);
-        }
+    pub(super) fn settle(self, tree: &mut Tree, chunks: &mut Chunks) {
+        tree.settle(self.snapshot, &self.pointers);
         for addr in &self.freed {
             chunks.release(*addr);
         }

@@ -80,6 +80,22 @@ impl Chunks {
         Some(BlockAddr(start + index * self.node_blocks))
     }
 
+    /// Removes a chunk that no place of is used; `false` when there is no such chunk.
+    pub(crate) fn remove_empty(&mut self, start: u64, nodes: u32) -> bool {
+        let empty = self.chunks.get(&start).is_some_and(|chunk| chunk.used == 0 && chunk.nodes == nodes);
+        if empty {
+            self.chunks.remove(&start);
+            self.free -= nodes as usize;
+            self.total -= nodes as usize;
+        }
+        empty
+    }
+
+    /// An empty chunk, the one with the highest address: the search for places begins at the lowest.
+    pub(super) fn empty(&self) -> Option<ChunkEntry> {
+        self.chunks.values().rev().find(|chunk| chunk.used == 0).copied()
+    }
+
     /// First block of the chunk that a place lies in, and the place's bit.
     pub(crate) fn find(&self, addr: BlockAddr) -> Option<(u64, u64)> {
         let (start, chunk) = self.chunks.range(..=addr.0).next_back()?;

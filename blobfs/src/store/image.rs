@@ -1,29 +1,28 @@
-//! From the device to memory: superblock, chunk map, tree, journal. Writes nothing.
+//! From the device to memory: superblock, chunk map, the tree's root, journal. Writes nothing.
+//!
+//! Of the tree only what the journal changes is read, so the time that this takes does not depend on the
+//! file system's size.
 //!
 //! Everything read here may be hostile: each structure is checked before it is used, and what contradicts
 //! another structure ends the load.
 
-use std::collections::HashSet;
 use std::rc::Rc;
 
 use bdev::{AlignedBuf, Bdev, BdevError, IoBuffers};
-use reactor::sync::join_all;
 
 use super::checkpoint::buffer_align;
 use super::chunks::Chunks;
-use super::tree::{KEY_MIN, Tree};
-use super::{OpenError, blocks};
+use super::load::{check_place, fetch};
+use super::tree::{Plan, Tree};
+use super::{OpenError, blocks, records};
 use crate::error::{Corruption, FsError};
+use crate::ondisk::chunk_map;
 use crate::ondisk::journal::{self, BlockId, JOURNAL_HEADER_LEN, Record};
 use crate::ondisk::node::{Expected, Node};
 use crate::ondisk::superblock::{
     COUNTER_MAX, JournalTail, NodePtr, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS, Superblock, SuperblockError,
 };
-use crate::ondisk::{Key, chunk_map};
 use crate::units::BlockAddr;
-
-/// Nodes that are read at a time.
-const READS_AT_A_TIME: usize = 64;
 
 /// The state that the journal's end describes.
 pub(crate) struct Image {
@@ -35,6 +34,8 @@ pub(crate) struct Image {
     pub(super) journal_end: JournalTail,
     pub(crate) last_txn: u64,
     pub(super) next_id: u64,
+    /// Blocks that the bitmaps call free.
+    pub(super) free_blocks: u64,
     /// Journal blocks and transactions that were replayed.
     pub(crate) replayed: Replayed,
 }
@@ -107,12 +108,13 @@ fn corrupt(superblock: &Superblock, structure: &'static str, addr: u64, problem:
 }
 
 impl Image {
-    /// Loads everything that the superblock names and replays the journal.
+    /// Loads chunk map and root and replays the journal. The tree keeps all that this reads.
     pub(crate) async fn load(bdev: &Rc<dyn Bdev>, superblock: Superblock) -> Result<Self, OpenError> {
         let (chunks, map_pages) = load_chunks(bdev, &superblock).await?;
-        let tree = load_tree(bdev, &superblock, &chunks).await?;
+        let tree = load_root(bdev, &superblock, &chunks, map_pages.len()).await?;
         let mut image = Self {
             tree,
+            free_blocks: superblock.free_blocks,
             chunks,
             map_pages,
             journal_end: superblock.tail,
@@ -128,30 +130,34 @@ impl Image {
     /// Applies the valid part of the journal: from the checkpoint's tail on, each block that is the next one.
     async fn replay(&mut self, bdev: &Rc<dyn Bdev>) -> Result<(), OpenError> {
         while let Some((block, next)) = read_journal_block(bdev, &self.superblock, self.journal_end).await? {
-            self.apply_block(&block)?;
+            self.apply_block(bdev, &block).await?;
             self.journal_end = next;
             self.replayed.blocks += 1;
         }
         Ok(())
     }
 
-    fn apply_block(&mut self, block: &[u8]) -> Result<(), OpenError> {
-        let problem = |image: &Self, what: &str| {
-            let pos = image.superblock.journal_start
-                + image.journal_end.pos / u64::from(image.superblock.block_size);
-            corrupt(&image.superblock, "journal block", pos, what.to_owned())
-        };
+    async fn apply_block(&mut self, bdev: &Rc<dyn Bdev>, block: &[u8]) -> Result<(), OpenError> {
+        let pos =
+            self.superblock.journal_start + self.journal_end.pos / u64::from(self.superblock.block_size);
+        let superblock = self.superblock.clone();
+        let problem = |what: &str| corrupt(&superblock, "journal block", pos, what.to_owned());
         debug_assert!(block.len() >= JOURNAL_HEADER_LEN);
-        let txns = journal::decode_block(block).ok_or_else(|| problem(self, "malformed record"))?;
-        for txn in txns {
+        let txns = journal::decode_block(block).ok_or_else(|| problem("malformed record"))?;
+        // What the whole block needs is read together.
+        let mut plan = Plan::default();
+        let all = || txns.iter().flat_map(|txn| &txn.records);
+        self.bring(bdev, &mut plan, all).await?;
+        for txn in &txns {
             if Some(txn.header.seq.get()) != self.last_txn.checked_add(1) {
-                return Err(problem(self, "transactions are not in sequence"));
+                return Err(problem("transactions are not in sequence"));
             }
             if txn.header.next_id.get() > COUNTER_MAX {
-                return Err(problem(self, "a number beyond what its counter can reach"));
+                return Err(problem("a number beyond what its counter can reach"));
             }
+            self.bring(bdev, &mut plan, || txn.records.iter()).await?;
             for record in &txn.records {
-                self.apply(record).map_err(|what| problem(self, what))?;
+                self.apply(&mut plan, record).map_err(problem)?;
             }
             self.last_txn = txn.header.seq.get();
             self.next_id = self.next_id.max(txn.header.next_id.get());
@@ -160,27 +166,29 @@ impl Image {
         Ok(())
     }
 
-    fn apply(&mut self, record: &Record<'_>) -> Result<(), &'static str> {
-        let superblock = &self.superblock;
-        match record {
-            Record::Put(key, value) => {
-                if value.len() > super::item_len_max(superblock) {
-                    return Err("an item is too long");
+    /// Plans records, with all the nodes that they need in memory.
+    async fn bring<'a, I: Iterator<Item = &'a Record<'a>>>(
+        &mut self,
+        bdev: &Rc<dyn Bdev>,
+        plan: &mut Plan,
+        records: impl Fn() -> I,
+    ) -> Result<(), FsError> {
+        loop {
+            self.tree.begin_plan(plan);
+            records().for_each(|record| records::plan(&self.tree, &self.superblock, plan, record));
+            match self.tree.end_plan(plan) {
+                Ok(()) => return Ok(()),
+                Err(missing) => {
+                    fetch(bdev, &self.superblock, &self.chunks, &mut self.tree, &missing).await?;
                 }
-                self.tree.put(key, value);
-            }
-            Record::Delete(key) => {
-                if !self.tree.delete(key) {
-                    return Err("deletes an item that does not exist");
-                }
-            }
-            Record::Alloc(range) => blocks::mark(&mut self.tree, &self.chunks, superblock, *range, true)?,
-            Record::Free(range) => blocks::mark(&mut self.tree, &self.chunks, superblock, *range, false)?,
-            Record::Claim { start, nodes } => {
-                blocks::claim(&mut self.tree, &mut self.chunks, superblock, *start, *nodes)?;
             }
         }
-        Ok(())
+    }
+
+    fn apply(&mut self, plan: &mut Plan, record: &Record<'_>) -> Result<(), &'static str> {
+        let free = self.free_blocks.checked_add_signed(records::blocks_freed(&self.superblock, record));
+        self.free_blocks = free.ok_or("uses more blocks than are free")?;
+        records::apply(&mut self.tree, &mut self.chunks, &self.superblock, plan, record)
     }
 }
 
@@ -274,91 +282,18 @@ async fn read_page(
     Ok(read(bdev, ptr.addr * u64::from(superblock.block_size), superblock.node_size as usize).await?)
 }
 
-/// A node that was read and whose children are still to be.
-struct Parent {
-    slot: u32,
-    children: Vec<NodePtr>,
-    /// Keys that the node may hold: from, and up to but not including.
-    bounds: (Key, Option<Key>),
-    level: u8,
-    separators: Vec<Key>,
-}
-
-async fn load_tree(bdev: &Rc<dyn Bdev>, superblock: &Superblock, chunks: &Chunks) -> Result<Tree, OpenError> {
-    let mut tree = Tree::unloaded(superblock.node_size as usize);
-    let mut seen = HashSet::new();
-    let mut load = Load { bdev, superblock, chunks, tree: &mut tree, seen: &mut seen };
-    let bounds = (KEY_MIN, None);
-    let page = read_page(bdev, superblock, superblock.root, "node").await?;
-    let root = load.take(&page, superblock.root, superblock.root_level, bounds)?;
-    load.tree.set_root(root.slot);
-    let mut parents = vec![root];
-    while let Some(parent) = parents.pop() {
-        parents.extend(load.children_of(parent).await?);
-    }
-    Ok(tree)
-}
-
-struct Load<'a> {
-    bdev: &'a Rc<dyn Bdev>,
-    superblock: &'a Superblock,
-    chunks: &'a Chunks,
-    tree: &'a mut Tree,
-    seen: &'a mut HashSet<u64>,
-}
-
-impl Load<'_> {
-    async fn children_of(&mut self, parent: Parent) -> Result<Vec<Parent>, OpenError> {
-        if parent.level == 0 {
-            return Ok(Vec::new());
-        }
-        let mut slots = Vec::with_capacity(parent.children.len());
-        let mut inner = Vec::new();
-        for (batch_number, batch) in parent.children.chunks(READS_AT_A_TIME).enumerate() {
-            let reads = batch.iter().map(|ptr| read_page(self.bdev, self.superblock, *ptr, "node"));
-            let pages = join_all(reads).await;
-            for (number, (ptr, page)) in batch.iter().zip(pages).enumerate() {
-                let index = batch_number * READS_AT_A_TIME + number;
-                let from = if index == 0 { parent.bounds.0 } else { parent.separators[index] };
-                let to = parent.separators.get(index + 1).copied().or(parent.bounds.1);
-                let node = self.take(&page?, *ptr, parent.level - 1, (from, to))?;
-                slots.push(node.slot);
-                if node.level > 0 {
-                    inner.push(node);
-                }
-            }
-        }
-        self.tree.set_children(parent.slot, slots);
-        Ok(inner)
-    }
-
-    fn take(
-        &mut self,
-        page: &[u8],
-        ptr: NodePtr,
-        level: u8,
-        bounds: (Key, Option<Key>),
-    ) -> Result<Parent, OpenError> {
-        let problem = |what: String| corrupt(self.superblock, "node", ptr.addr, what);
-        if !self.chunks.is_used(BlockAddr(ptr.addr)) {
-            return Err(problem("lies in no metadata chunk, or the chunk map calls it free".to_owned()));
-        }
-        if !self.seen.insert(ptr.addr) {
-            return Err(problem("has two parents".to_owned()));
-        }
-        let expected = Expected { ptr, level, uuid: self.superblock.uuid };
-        let (node, children) = Node::decode(page, &expected).map_err(problem)?;
-        let keys: Vec<Key> = (0..node.count()).map(|index| node.key(index)).collect();
-        let below = keys.first().is_some_and(|key| *key < bounds.0);
-        let above = keys.last().zip(bounds.1).is_some_and(|(key, end)| *key >= end);
-        if below || above {
-            return Err(problem("keys lie outside the range of its parent's slot".to_owned()));
-        }
-        if node.count() == 0 && ptr != self.superblock.root {
-            return Err(problem("is empty".to_owned()));
-        }
-        let slot = self.tree.adopt(node, ptr);
-        let separators = if level > 0 { keys } else { Vec::new() };
-        Ok(Parent { slot, children, bounds, level, separators })
-    }
+async fn load_root(
+    bdev: &Rc<dyn Bdev>,
+    superblock: &Superblock,
+    chunks: &Chunks,
+    map_pages: usize,
+) -> Result<Tree, OpenError> {
+    let ptr = superblock.root;
+    let page = read_page(bdev, superblock, ptr, "node").await?;
+    check_place(superblock, chunks, BlockAddr(ptr.addr))?;
+    let expected = Expected { ptr, level: superblock.root_level, uuid: superblock.uuid };
+    let problem = |what: String| corrupt(superblock, "node", ptr.addr, what);
+    let root = Node::decode(&page, &expected).map_err(problem)?;
+    let live = (chunks.total() - chunks.free()).saturating_sub(map_pages);
+    Ok(Tree::load(root, ptr, superblock.node_size as usize, live, usize::MAX))
 }

@@ -5,21 +5,29 @@
 //!
 //! | module | what it provides |
 //! | --- | --- |
-//! | `tree` | the items in memory: copy-on-write nodes, snapshots |
+//! | `tree` | the items, as much of them as is in memory: nodes, plans of changes, snapshots |
+//! | `load` | reading the nodes that are missing |
+//! | `records` | what the records of transactions need and do |
 //! | `chunks` | places for tree nodes on the device |
 //! | `space` | free data blocks, reservations, quarantine of freed blocks |
 //! | `blocks` | the bitmap items that `space` is derived from |
 //! | `journal` | the open journal block and the circular area |
 //! | `checkpoint` | writing dirty nodes and the superblock |
-//! | `image` | reading all that back |
+//! | `image` | where a mount begins: root, chunk map, journal |
 //! | `open` | making and opening a file system |
 //!
 //! A transaction changes the tree at once and is appended to the open journal block. A *commit* round
 //! writes that block; a *checkpoint* round writes the dirty nodes and empties the journal. Both run as
 //! tasks of their own, one of each kind at a time, so nobody who waits for one can leave it half done.
 //!
-//! **All nodes are in memory**, from the mount to the end: memory and the time of a mount grow with the
-//! metadata, and [`Wait::Nodes`] is never returned. Freed blocks are not discarded on the device.
+//! **Memory.** Nodes are read when they are needed: a call that misses some returns [`Wait::Nodes`] with all
+//! that it knows it needs, and has changed nothing. Clean nodes are evicted when the cache is full
+//! ([`Store::set_cache_bytes`]); dirty ones stay, and force a checkpoint before they fill half of it. A commit
+//! first finds all nodes that it may touch, and what a merge may take in beside them; applying it then
+//! neither misses nor fails.
+//!
+//! **Freed blocks** are held back until the transaction is durable and device operations that began before
+//! have ended, then discarded in the background if the device can do that, and only then free.
 //!
 //! Invariants:
 //! - nothing that the newest durable superblock or a durable journal block names is overwritten;
@@ -33,22 +41,27 @@ mod checkpoint;
 mod chunks;
 mod image;
 mod journal;
+mod load;
 mod open;
+mod records;
 mod space;
 mod tree;
 
 use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
 use std::ops::ControlFlow;
+use std::pin::pin;
 use std::rc::{Rc, Weak};
+use std::task::Poll;
 use std::time::Duration;
 
 use bdev::{Bdev, IoBuffers, WriteFlags};
 use reactor::Reactor;
 use reactor::sync::Notify;
 
-use crate::error::{Corruption, FsError, Try, Wait};
+use crate::error::{Corruption, FsError, Stop, Try, Wait};
 use crate::ondisk::Key;
-use crate::ondisk::chunk_map::CHUNK_NODES;
+use crate::ondisk::chunk_map::{CHUNK_NODES, ChunkEntry};
 use crate::ondisk::journal::{Record, TxnHeader};
 use crate::ondisk::node::{NODE_HEADER_LEN, SLOT_LEN};
 use crate::ondisk::superblock::Superblock;
@@ -57,15 +70,18 @@ use crate::units::{BlockAddr, BlockRange, TxnSeq};
 
 use checkpoint::Checkpoint;
 use journal::{Journal, Room, SealedBlock};
-use space::{IoEpochs, Space};
-use tree::Tree;
+use load::Loads;
+use space::{IoEpochs, Search, Space};
+use tree::{Plan, Tree};
 
 pub(crate) use blocks::{chunk_in_data_area, groups, in_data_area};
 pub(crate) use chunks::Chunks;
 pub use image::{choose_superblock, read_superblocks};
 pub(crate) use image::{read, read_journal_block};
+pub use load::Pins;
 pub(crate) use open::check_features;
 pub use open::{MkfsError, MkfsOptions, OpenError, OpenOptions, mkfs};
+pub use tree::NodeRef;
 
 /// How long a transaction may stay in memory without anybody asking for it.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
@@ -76,6 +92,22 @@ const CHUNK_NODES_MIN: u32 = 16;
 /// Chunks that one transaction may claim in front of it: their records fit the journal's room for claims.
 const CLAIMS_MAX: usize = 16;
 
+/// How long device operations may keep freed blocks from being reused before space is said to be out.
+const SPACE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Room in the journal for the record of a chunk.
+const CHUNK_RECORD_LEN: usize = 64;
+
+/// Smallest node cache, in nodes: a few of the largest transactions find room in the quarter for dirty nodes.
+const CACHE_NODES_MIN: usize = 256;
+
+/// Groups whose bitmaps one allocation looks into for a longer run than it has found.
+const GROUPS_TRIED_MAX: usize = 4;
+
+/// Shortest run of freed blocks that is worth a discard, in bytes. Picked: what file systems on the host
+/// allocate at a time; a flash page is smaller.
+const DISCARD_LEN_MIN: u64 = 64 * 1024;
+
 /// Nodes that only shrinking transactions may use, so that a full device can still delete.
 fn reserve_nodes(superblock: &Superblock) -> usize {
     (superblock.block_count / superblock.node_blocks() / 64).clamp(64, 1024) as usize
@@ -84,16 +116,6 @@ fn reserve_nodes(superblock: &Superblock) -> usize {
 fn item_len_max(superblock: &Superblock) -> usize {
     crate::ondisk::node::item_len_max(superblock.node_size as usize)
 }
-
-/// A tree node that is not in memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct NodeRef {
-    pub(crate) addr: BlockAddr,
-}
-
-/// Keeps what a wait brought into memory there until the operation ends.
-#[derive(Default)]
-pub struct Pins;
 
 /// Blocks (and the metadata to map them) that later allocations can count on. Dropping it gives back what
 /// was not used.
@@ -229,14 +251,29 @@ pub struct Store {
     durable: Cell<TxnSeq>,
     generation: Cell<u64>,
     reserve_nodes: usize,
-    dirty_max: usize,
+    dirty_bytes_max: usize,
+    /// Dirty nodes at which changes wait for a checkpoint.
+    dirty_max: Cell<usize>,
+    /// Nodes that all operations together may pin.
+    pinned_max: Cell<usize>,
+    loads: Loads,
+    /// Memory for the plan of a transaction.
+    plan: RefCell<Plan>,
+    /// Blocks that the bitmap items call free.
+    free_blocks: Cell<u64>,
+    /// Last transaction inside a durable checkpoint of this mount.
+    checkpointed: Cell<u64>,
     readonly: bool,
     closed: Cell<bool>,
     /// The first failure.
     failed: RefCell<Option<FsError>>,
     commits: Rounds,
     checkpoints: Rounds,
+    /// Rounds of discarding freed blocks.
+    discarding: Rounds,
     timer_armed: Cell<bool>,
+    /// [`Space::let_go`] when a wait for blocks that are held back was given up.
+    futile_wait: Cell<Option<u64>>,
 }
 
 impl Store {
@@ -281,7 +318,11 @@ impl Store {
     /// # Errors
     /// [`Wait::Nodes`] when a node on the way is not cached; corruption found on the way.
     pub fn get<R>(&self, key: &Key, with: impl FnOnce(Option<&[u8]>) -> R) -> Try<R> {
-        Ok(with(self.tree.borrow().get(key)))
+        let tree = self.tree.borrow();
+        match tree.get(key) {
+            Ok(value) => Ok(with(value)),
+            Err(missing) => Err(Wait::Nodes(vec![missing]).into()),
+        }
     }
 
     /// Calls `each` for the items from `from` (inclusive) to `to` (exclusive) in order until it breaks.
@@ -295,8 +336,8 @@ impl Store {
         to: &Key,
         mut each: impl FnMut(&Key, &[u8]) -> ControlFlow<()>,
     ) -> Try<()> {
-        let _ = self.tree.borrow().scan(from, to, &mut each);
-        Ok(())
+        let scanned = self.tree.borrow().scan(from, to, &mut each);
+        scanned.map(drop).map_err(|missing| Wait::Nodes(missing).into())
     }
 
     /// Calls `with` for the last item whose key is `<= key` and `>= not_before`, or with `None`.
@@ -310,8 +351,10 @@ impl Store {
         with: impl FnOnce(Option<(&Key, &[u8])>) -> R,
     ) -> Try<R> {
         let tree = self.tree.borrow();
-        let found = tree.last_at_or_before(key).filter(|(found, _)| found >= not_before);
-        Ok(with(found.as_ref().map(|(key, value)| (key, *value))))
+        match tree.last_at_or_before(key, not_before) {
+            Ok(found) => Ok(with(found.as_ref().map(|(key, value)| (key, *value)))),
+            Err(missing) => Err(Wait::Nodes(vec![missing]).into()),
+        }
     }
 
     /// Applies a transaction to the items in memory and appends it to the open journal block, at once and
@@ -324,22 +367,15 @@ impl Store {
     pub fn commit(&self, txn: &Txn) -> Try<TxnSeq> {
         self.check_writable()?;
         self.admit(txn)?;
-        let seq = self.seq.get() + 1;
-        if let Err(problem) = self.apply(txn, TxnSeq(seq)) {
-            let error = FsError::from(Corruption {
-                structure: "transaction",
-                offset: txn.origin().session,
-                problem: problem.to_owned(),
-            });
-            self.fail(error.clone());
-            return Err(error.into());
-        }
-        self.append(txn.origin(), txn.changes().iter().map(|change| record(txn, change)));
+        let plan = &mut *self.plan.borrow_mut();
+        self.prepare(plan, || txn.changes().iter().map(|change| record(txn, change)))?;
+        self.admit_nodes(txn, plan)?;
+        self.apply(plan, txn.origin(), || txn.changes().iter().map(|change| record(txn, change)))?;
         self.after_commit();
-        Ok(TxnSeq(seq))
+        Ok(self.last_seq())
     }
 
-    /// Checks everything that could keep a transaction from being applied, logged and checkpointed.
+    /// Checks everything that could keep a transaction from being logged.
     fn admit(&self, txn: &Txn) -> Try<()> {
         let item_len_max = self.item_len_max();
         let fits = |change: &Change| match change {
@@ -355,14 +391,48 @@ impl Store {
             Room::AfterCommit => return Err(Wait::Commit.into()),
             Room::AfterCheckpoint => return Err(Wait::Checkpoint.into()),
         }
-        if self.tree.borrow().dirty() >= self.dirty_max {
-            return Err(Wait::Checkpoint.into());
+        match self.tree.borrow().dirty() >= self.dirty_max.get() {
+            true => Err(Wait::Checkpoint.into()),
+            false => Ok(()),
         }
-        self.admit_nodes(txn)
+    }
+
+    /// Plans records: afterwards every node that they touch is in memory, and the free runs of the groups in
+    /// which they free something are known.
+    fn prepare<'a, I>(&self, plan: &mut Plan, records: impl Fn() -> I) -> Try<()>
+    where
+        I: Iterator<Item = Record<'a>>,
+    {
+        {
+            let tree = self.tree.borrow();
+            tree.begin_plan(plan);
+            records().for_each(|record| records::plan(&tree, &self.superblock, plan, &record));
+            tree.end_plan(plan).map_err(Wait::Nodes)?;
+        }
+        for record in records() {
+            if let Some((start, count)) = records::frees(&self.superblock, &record) {
+                for group in blocks::group_numbers(&self.superblock, start, count) {
+                    self.learn(group)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the free runs of a group known.
+    fn learn(&self, group: u64) -> Try<()> {
+        if self.space.borrow().knows(group) {
+            return Ok(());
+        }
+        let tree = self.tree.borrow();
+        let bits = tree.get(&Key::group(group)).map_err(|missing| Wait::Nodes(vec![missing]))?;
+        let runs = blocks::free_runs(&self.superblock, &self.chunks.borrow(), group, bits);
+        let learned = runs.and_then(|runs| self.space.borrow_mut().learn(group, runs));
+        learned.map_err(|problem| bad_bitmap(group, problem).into())
     }
 
     /// Sees to it that there will be a place for every node that the transaction makes dirty.
-    fn admit_nodes(&self, txn: &Txn) -> Try<()> {
+    fn admit_nodes(&self, txn: &Txn, plan: &Plan) -> Try<()> {
         let shrinks =
             txn.changes().iter().any(|change| matches!(change, Change::Delete { .. } | Change::Free(_)));
         let kept = if shrinks || txn.is_promised() { 0 } else { self.reserve_nodes };
@@ -371,9 +441,12 @@ impl Store {
         if self.slack() >= (most + kept) as i64 {
             return Ok(());
         }
-        let need = (self.nodes_needed(txn) + kept) as i64;
+        // The ways to the keys, two neighbours each by splits or one by a merge, what the bytes fill, and a
+        // new root.
+        let footprint = self.tree.borrow_mut().footprint(plan);
+        let need = (footprint.clean + 2 * footprint.touched + self.put_nodes(txn) + 4 + kept) as i64;
         for _ in 0..CLAIMS_MAX {
-            if self.slack() >= need || !self.claim_chunk() {
+            if self.slack() >= need || !self.claim_chunk()? {
                 break;
             }
         }
@@ -387,8 +460,8 @@ impl Store {
         };
         if after_checkpoint >= need {
             Err(Wait::Checkpoint.into())
-        } else if self.space.borrow().waits_for_commit(self.durable.get()) {
-            Err(Wait::Commit.into())
+        } else if self.may_get_space() {
+            Err(Wait::Space.into())
         } else {
             Err(FsError::NoSpace.into())
         }
@@ -423,84 +496,88 @@ impl Store {
         6 * bytes / (self.superblock.node_size as usize - NODE_HEADER_LEN) + 1
     }
 
-    /// Nodes that the transaction can make dirty: those on the ways to its keys, two neighbours each by
-    /// splits or one by a merge, what its bytes fill, and a new root.
-    fn nodes_needed(&self, txn: &Txn) -> usize {
-        let mut keys = Vec::new();
-        for change in txn.changes() {
-            match change {
-                Change::Put { key, .. } | Change::Delete { key } => keys.push(*key),
-                Change::Alloc(range) | Change::Free(range) => {
-                    let groups = blocks::groups(&self.superblock, range.start.0, u64::from(range.count));
-                    keys.extend(groups.map(|(key, _)| key));
-                }
-            }
-        }
-        let footprint = self.tree.borrow_mut().footprint(keys.iter());
-        footprint.clean + 2 * footprint.touched + self.put_nodes(txn) + 4
-    }
-
     /// Turns free blocks into places for nodes, by a transaction of its own. Blocks that are reserved for
-    /// data are not touched.
-    fn claim_chunk(&self) -> bool {
+    /// data are not touched. `false` when there are no such blocks.
+    fn claim_chunk(&self) -> Try<bool> {
         let mut nodes = CHUNK_NODES;
         let node_blocks = self.superblock.node_blocks();
+        self.release_space();
         let start = loop {
             let count = u64::from(nodes) * node_blocks;
-            let mut space = self.space.borrow_mut();
-            space.release(self.durable.get());
-            if space.free() - space.reserved() >= count
-                && let Some(start) = space.take_exact(count)
-            {
-                break start;
+            let fits = {
+                let space = self.space.borrow();
+                space.free() - space.reserved() >= count
+            };
+            let found = if fits { self.space.borrow_mut().take_exact(count) } else { Search::Nothing };
+            match found {
+                Search::Taken(range) => break range.start.0,
+                Search::Group(group) => self.learn(group)?,
+                Search::Nothing => nodes /= 2,
             }
-            nodes /= 2;
             if nodes < CHUNK_NODES_MIN {
-                return false;
+                return Ok(false);
             }
         };
-        // The claim dirties the ways to at most two groups, and may have to add their items.
-        let own = (8 * self.tree.borrow().height() + 8) as i64;
-        if self.slack() + i64::from(nodes) < own {
+        let claimed = self.log_chunk(nodes, Record::Claim { start, nodes });
+        if !matches!(claimed, Ok(true)) && self.check_failed().is_ok() {
             self.space.borrow_mut().insert(start, u64::from(nodes) * node_blocks);
-            return false;
         }
-        let claimed = {
-            let (mut tree, mut chunks) = (self.tree.borrow_mut(), self.chunks.borrow_mut());
-            blocks::claim(&mut tree, &mut chunks, &self.superblock, start, nodes)
-        };
-        match claimed {
-            Ok(()) => {
-                let claim = Record::Claim { start, nodes };
-                self.append(crate::txn::Origin::default(), std::iter::once(claim));
-                true
-            }
-            Err(problem) => {
-                let problem = problem.to_owned();
-                self.fail(Corruption { structure: "group bitmap", offset: 0, problem }.into());
-                false
-            }
-        }
+        claimed
     }
 
-    fn apply(&self, txn: &Txn, seq: TxnSeq) -> Result<(), &'static str> {
-        let mut tree = self.tree.borrow_mut();
-        let chunks = self.chunks.borrow();
-        for change in txn.changes() {
-            match change {
-                Change::Put { key, value } => tree.put(key, txn.value(value)),
-                Change::Delete { key } => {
-                    if !tree.delete(key) {
-                        return Err("deletes an item that does not exist");
-                    }
-                }
-                Change::Alloc(range) => blocks::mark(&mut tree, &chunks, &self.superblock, *range, true)?,
-                Change::Free(range) => {
-                    blocks::mark(&mut tree, &chunks, &self.superblock, *range, false)?;
-                    self.space.borrow_mut().quarantine(*range, seq);
-                }
+    /// Applies and logs the claim of a chunk, or that one is given back; `nodes` are the places that this
+    /// adds. `false` when there are too few for the nodes that it makes dirty itself.
+    fn log_chunk(&self, nodes: u32, record: Record<'_>) -> Try<bool> {
+        // The ways to at most two groups, and their items may have to be added.
+        let own = (8 * self.tree.borrow().height() + 8) as i64;
+        if self.slack() + i64::from(nodes) < own {
+            return Ok(false);
+        }
+        let mut plan = Plan::default();
+        self.prepare(&mut plan, || std::iter::once(record))?;
+        self.apply(&mut plan, crate::txn::Origin::default(), || std::iter::once(record))?;
+        Ok(true)
+    }
+
+    /// Applies records that were prepared and logs them as a transaction.
+    fn apply<'a, I>(
+        &self,
+        plan: &mut Plan,
+        origin: crate::txn::Origin,
+        records: impl Fn() -> I,
+    ) -> Result<(), FsError>
+    where
+        I: Iterator<Item = Record<'a>>,
+    {
+        let seq = TxnSeq(self.seq.get() + 1);
+        if let Err(problem) = self.change(plan, seq, records()) {
+            let problem = problem.to_owned();
+            let error = FsError::from(Corruption { structure: "transaction", offset: seq.0, problem });
+            self.fail(error.clone());
+            return Err(error);
+        }
+        self.append(origin, records());
+        Ok(())
+    }
+
+    fn change<'a>(
+        &self,
+        plan: &mut Plan,
+        seq: TxnSeq,
+        records: impl Iterator<Item = Record<'a>>,
+    ) -> Result<(), records::Contradiction> {
+        let (mut tree, mut chunks) = (self.tree.borrow_mut(), self.chunks.borrow_mut());
+        for record in records {
+            let free = self.free_blocks.get();
+            let free = free.checked_add_signed(records::blocks_freed(&self.superblock, &record));
+            self.free_blocks.set(free.ok_or("uses more blocks than are free")?);
+            records::apply(&mut tree, &mut chunks, &self.superblock, plan, &record)?;
+            if let Some((start, count)) = records::frees(&self.superblock, &record) {
+                let range = BlockRange::new(BlockAddr(start), count as u32);
+                self.space.borrow_mut().quarantine(range, seq);
             }
         }
+        tree.make_room(0);
         Ok(())
     }
 
@@ -537,7 +614,8 @@ impl Store {
         if self.journal.borrow().is_long() && !self.commits.is_running() {
             this.start_commit();
         }
-        let due = self.journal.borrow().is_half_full() || self.tree.borrow().dirty() > self.dirty_max / 2;
+        let due =
+            self.journal.borrow().is_half_full() || self.tree.borrow().dirty() > self.dirty_max.get() / 2;
         if due && !self.checkpoints.is_running() {
             this.start_checkpoint(false);
         }
@@ -598,7 +676,7 @@ impl Store {
         if let Some(block) = sealed {
             self.bdev.write(block.offset, IoBuffers::from_aligned(&block.bytes), WriteFlags::FUA).await?;
             self.durable.set(block.last_txn);
-            self.space.borrow_mut().release(block.last_txn);
+            self.release_space();
         }
         Ok(())
     }
@@ -640,7 +718,33 @@ impl Store {
         let cut = self.cut_checkpoint(clean);
         self.commits.idle().await;
         self.check_failed()?;
-        self.write_checkpoint(cut).await
+        self.write_checkpoint(cut).await?;
+        if !clean {
+            self.give_back_chunks().await?;
+        }
+        Ok(())
+    }
+
+    /// Makes empty chunks free blocks again, as long as more places are left than are soon needed.
+    async fn give_back_chunks(self: &Rc<Self>) -> Result<(), FsError> {
+        let mut pins = Pins::default();
+        loop {
+            let Some(ChunkEntry { start, nodes, .. }) = self.chunks.borrow().empty() else { return Ok(()) };
+            let kept = 2 * self.reserve_nodes + self.dirty_max.get().min(self.tree.borrow().live());
+            if self.slack() < (kept + 2 * nodes as usize) as i64 || self.check_writable().is_err() {
+                return Ok(());
+            }
+            if self.journal.borrow().room(CHUNK_RECORD_LEN) != Room::Enough {
+                return Ok(());
+            }
+            match self.log_chunk(0, Record::GiveBack { start, nodes }) {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(Stop::Wait(Wait::Nodes(missing))) => self.load_nodes(&missing, &mut pins).await?,
+                Err(Stop::Wait(_)) => return Ok(()),
+                Err(Stop::Fail(error)) => return Err(error),
+            }
+        }
     }
 
     /// Cuts a checkpoint at the end of the last sealed block; the open block must be empty.
@@ -653,6 +757,7 @@ impl Store {
             tail,
             next_id: self.next_id.get(),
             last_txn: self.seq.get(),
+            free_blocks: self.free_blocks.get(),
             ..self.superblock.clone()
         };
         let (mut tree, mut chunks) = (self.tree.borrow_mut(), self.chunks.borrow_mut());
@@ -664,6 +769,7 @@ impl Store {
     async fn write_checkpoint(&self, (checkpoint, position): (Checkpoint, u64)) -> Result<(), FsError> {
         let written = checkpoint.write(&self.bdev).await?;
         self.generation.set(written.superblock.generation);
+        self.checkpointed.set(written.superblock.last_txn);
         written.settle(&mut self.tree.borrow_mut(), &mut self.chunks.borrow_mut());
         self.journal.borrow_mut().free_up_to(position);
         Ok(())
@@ -685,35 +791,138 @@ impl Store {
         self.check_failed()
     }
 
-    /// Waits for what a call waits for. Pins keep loaded nodes until the operation ends.
+    /// Waits for what a call waits for. The pins keep loaded nodes in memory; an operation that waits several
+    /// times collects them by [`Store::wait_pinned`].
     ///
     /// # Errors
     /// The device's error or corruption found while loading.
     pub async fn wait(self: &Rc<Self>, wait: &Wait) -> Result<Pins, FsError> {
-        match wait {
-            Wait::Commit => self.sync(self.last_seq()).await?,
-            Wait::Checkpoint => self.checkpoint().await?,
-            Wait::Nodes(_) | Wait::Memory | Wait::WriteBack(_) | Wait::Growth(..) | Wait::Range(_) => {}
+        let mut pins = Pins::default();
+        self.wait_pinned(wait, &mut pins).await?;
+        Ok(pins)
+    }
+
+    /// Waits for what a call of the operation that holds `pins` waits for.
+    ///
+    /// # Errors
+    /// As [`Store::wait`].
+    pub async fn wait_pinned(self: &Rc<Self>, wait: &Wait, pins: &mut Pins) -> Result<(), FsError> {
+        if let Wait::Nodes(missing) = wait {
+            return self.load_nodes(missing, pins).await;
         }
-        Ok(Pins)
+        pins.clear();
+        match wait {
+            Wait::Commit => self.sync(self.last_seq()).await,
+            Wait::Checkpoint => self.checkpoint().await,
+            Wait::Space => self.wait_for_space().await,
+            Wait::Nodes(_) | Wait::Memory | Wait::WriteBack(_) | Wait::Growth(..) | Wait::Range(_) => Ok(()),
+        }
+    }
+
+    /// Sets the memory for tree nodes. At least 256 nodes find room whatever is asked for; an operation that
+    /// needs more than the cache holds gets it.
+    pub fn set_cache_bytes(&self, bytes: usize) {
+        let node_size = self.superblock.node_size as usize;
+        let capacity = (bytes / tree::node_cost(node_size)).max(CACHE_NODES_MIN);
+        self.dirty_max.set((self.dirty_bytes_max / node_size).min(capacity / 4).max(CACHE_NODES_MIN / 4));
+        self.pinned_max.set(capacity / 4);
+        self.tree.borrow_mut().set_capacity(capacity);
+    }
+
+    /// Lets blocks go that were held back long enough, after a discard when the device can do that.
+    fn release_space(&self) {
+        self.space.borrow_mut().release(self.durable.get());
+        if self.discarding.is_running() {
+            return;
+        }
+        let ranges = self.space.borrow_mut().take_discards();
+        let Some(store) = self.this.upgrade().filter(|_| !ranges.is_empty()) else { return };
+        self.discarding.start();
+        drop(self.reactor.spawn(async move {
+            store.discard(ranges).await;
+            store.discarding.finish();
+        }));
+    }
+
+    /// Discards ranges one after the other; each is free as soon as that is done. Failing does no harm.
+    async fn discard(&self, ranges: Vec<BlockRange>) {
+        for range in ranges {
+            let bytes = range.bytes(self.superblock.block_size);
+            if bytes.end - bytes.start >= DISCARD_LEN_MIN
+                && self.check_failed().is_ok()
+                && let Err(error) = self.bdev.discard(bytes).await
+            {
+                tracing::debug!(%error, "discard");
+            }
+            self.space.borrow_mut().let_range_go(range);
+        }
+    }
+
+    /// Whether blocks are held back and a wait for them was not in vain already.
+    fn may_get_space(&self) -> bool {
+        let space = self.space.borrow();
+        space.held_back() > 0 && self.futile_wait.get() != Some(space.let_go())
+    }
+
+    /// Waits until a device operation on data has ended; `false` when that takes too long: the operation may
+    /// belong to one that waits itself.
+    async fn operation_ended(&self) -> bool {
+        let mut ended = pin!(self.space.borrow().epochs().borrow().ended().notified());
+        let mut late = pin!(self.reactor.sleep(SPACE_PATIENCE));
+        poll_fn(|cx| match ended.as_mut().poll(cx) {
+            Poll::Ready(()) => Poll::Ready(true),
+            Poll::Pending => late.as_mut().poll(cx).map(|()| false),
+        })
+        .await
+    }
+
+    /// Waits until some of the blocks that are held back are free, or none is held back any more, or it is
+    /// no use to wait.
+    async fn wait_for_space(self: &Rc<Self>) -> Result<(), FsError> {
+        let before = self.space.borrow().let_go();
+        loop {
+            self.check_failed()?;
+            self.release_space();
+            let (let_go, held_back, uncommitted) = {
+                let space = self.space.borrow();
+                (space.let_go(), space.held_back(), space.waits_for_commit(self.durable.get()))
+            };
+            if let_go != before || held_back == 0 {
+                return Ok(());
+            }
+            if uncommitted {
+                self.sync(self.last_seq()).await?;
+            } else if self.discarding.is_running() {
+                self.discarding.changed.notified().await;
+            } else if !self.operation_ended().await {
+                self.futile_wait.set(Some(let_go));
+                return Ok(());
+            }
+        }
     }
 
     /// Reserves data blocks and the metadata to map them.
     ///
     /// # Errors
-    /// A wait while a commit or checkpoint may give space back; then [`FsError::NoSpace`].
+    /// A wait while running operations, a commit or a checkpoint may give space back; then
+    /// [`FsError::NoSpace`]. Whoever holds an [`IoToken`] should give it up before that wait: it may be what
+    /// is waited for, for a second.
     pub fn reserve(self: &Rc<Self>, blocks: u64) -> Try<Reservation> {
+        self.release_space();
+        let may_get_space = self.may_get_space();
         let mut space = self.space.borrow_mut();
-        space.release(self.durable.get());
         let free = space.free() - space.reserved();
         let wanted = match blocks {
             0 => 0,
             blocks => blocks.saturating_add(self.headroom(space.reserved().saturating_add(blocks))),
         };
         if wanted > free {
-            return Err(match space.waits_for_commit(self.durable.get()) {
-                true => Wait::Commit.into(),
-                false => FsError::NoSpace.into(),
+            return Err(if may_get_space {
+                Wait::Space.into()
+            } else if self.checkpointed.get() < self.seq.get() {
+                Wait::Checkpoint.into()
+            } else {
+                FsError::NoSpace.into()
             });
         }
         space.reserve(blocks);
@@ -739,10 +948,22 @@ impl Store {
     ) -> Try<Allocation> {
         let want = u64::from(want).min(from.blocks);
         assert!(want > 0, "allocation from an empty reservation");
-        let mut space = self.space.borrow_mut();
-        let range = space.take(goal, want).expect("reserved blocks are free");
+        let mut tried = 0;
+        let range = loop {
+            let found = self.space.borrow_mut().take(goal, want, tried >= GROUPS_TRIED_MAX);
+            match found {
+                Search::Taken(range) => break range,
+                Search::Group(group) => self.learn(group)?,
+                Search::Nothing => {
+                    let error = bad_bitmap(0, "the groups have no free blocks left".to_owned());
+                    self.fail(error.clone());
+                    return Err(error.into());
+                }
+            }
+            tried += 1;
+        };
         from.blocks -= u64::from(range.count);
-        space.unreserve(u64::from(range.count));
+        self.space.borrow_mut().unreserve(u64::from(range.count));
         Ok(Allocation { store: self.clone(), range, committed: false })
     }
 
@@ -757,7 +978,7 @@ impl Store {
     /// will free count as free.
     pub fn space(&self) -> SpaceUsage {
         let space = self.space.borrow();
-        let free = space.free() + space.quarantined() - space.reserved();
+        let free = space.free() + space.held_back() - space.reserved();
         SpaceUsage {
             total: self.superblock.block_count,
             available: free.saturating_sub(self.headroom(space.reserved())),
@@ -792,6 +1013,10 @@ impl Store {
             *failed = Some(error);
         }
     }
+}
+
+fn bad_bitmap(group: u64, problem: String) -> FsError {
+    Corruption { structure: "group bitmap", offset: group, problem }.into()
 }
 
 fn record<'a>(txn: &'a Txn, change: &Change) -> Record<'a> {

@@ -13,9 +13,12 @@ use super::checkpoint::{Checkpoint, write_superblock};
 use super::chunks::Chunks;
 use super::image::{Image, choose_superblock, read_superblocks};
 use super::journal::Journal;
-use super::tree::Tree;
+use super::load::Loads;
+use super::space::{Search, Space};
+use super::tree::{Plan, Tree};
 use super::{Rounds, Store, blocks, reserve_nodes};
-use crate::error::{Corruption, FsError};
+use crate::error::FsError;
+use crate::ondisk::Key;
 use crate::ondisk::chunk_map::CHUNK_NODES;
 use crate::ondisk::superblock::{
     INCOMPAT_KNOWN, JournalTail, NodePtr, RESERVED_LEN, RO_COMPAT_KNOWN, Superblock, SuperblockError,
@@ -69,6 +72,9 @@ pub enum MkfsError {
     /// Sizes that contradict each other or the device.
     #[error("{0}")]
     Geometry(&'static str),
+    /// Metadata would leave no room for data.
+    #[error("the device is too small")]
+    TooSmall,
     /// The label does not fit.
     #[error("the label is longer than 32 bytes")]
     LabelTooLong,
@@ -85,13 +91,20 @@ pub struct OpenOptions {
     /// Take the undamaged copy of the superblock although the other one is damaged and may have been the
     /// newer one. For recovery by an administrator only: what the newer one made durable may be lost.
     pub accept_older_superblock: bool,
-    /// Bytes of changed nodes at which changes wait for a checkpoint.
+    /// Bytes of changed nodes at which changes wait for a checkpoint; a quarter of the cache at most.
     pub dirty_bytes_max: usize,
+    /// Memory for tree nodes; see [`Store::set_cache_bytes`].
+    pub cache_bytes: usize,
 }
 
 impl Default for OpenOptions {
     fn default() -> Self {
-        Self { readonly: false, accept_older_superblock: false, dirty_bytes_max: 32 << 20 }
+        Self {
+            readonly: false,
+            accept_older_superblock: false,
+            dirty_bytes_max: 32 << 20,
+            cache_bytes: 64 << 20,
+        }
     }
 }
 
@@ -201,6 +214,7 @@ fn geometry(size: u64, device_block: u32, options: &MkfsOptions) -> Result<Super
         tail: JournalTail { pos: 0, seq: 1, previous_crc: 0 },
         next_id: 2,
         last_txn: 0,
+        free_blocks: 0,
     };
     if superblock.group_blocks == 0 && superblock.node_size >= 1024 {
         superblock.group_blocks = superblock.group_blocks_max();
@@ -219,33 +233,54 @@ fn geometry(size: u64, device_block: u32, options: &MkfsOptions) -> Result<Super
 pub async fn mkfs(bdev: &Rc<dyn Bdev>, options: &MkfsOptions) -> Result<Superblock, MkfsError> {
     let size = match options.size {
         0 => bdev.limits().size,
-        size if size > bdev.limits().size => return Err(MkfsError::Geometry("the device is too small")),
+        size if size > bdev.limits().size => return Err(MkfsError::TooSmall),
         size => size,
     };
     let superblock = geometry(size, bdev.limits().block_size, options)?;
-    let mut tree = Tree::new(superblock.node_size as usize);
+    let mut tree = Tree::new(superblock.node_size as usize, usize::MAX);
     let mut chunks = Chunks::new(superblock.node_blocks());
-    blocks::mark_bits(&mut tree, &superblock, 0, superblock.first_data_block(), true)
+    let mut plan = Plan::default();
+    plan_groups(&tree, &superblock, &mut plan, 0, superblock.first_data_block());
+    blocks::mark_bits(&mut tree, &superblock, &mut plan, 0, superblock.first_data_block(), true)
         .map_err(MkfsError::Geometry)?;
-    let mut space = blocks::free_map(&tree, &superblock);
+    let mut space = Space::new(&superblock, superblock.block_count - superblock.first_data_block(), false);
     let wanted = 2 * reserve_nodes(&superblock);
     while chunks.total() < wanted {
         let count = u64::from(CHUNK_NODES) * superblock.node_blocks();
-        let start = space.take_exact(count).ok_or(MkfsError::Geometry("the device is too small"))?;
-        blocks::claim(&mut tree, &mut chunks, &superblock, start, CHUNK_NODES)
+        let start = match space.take_exact(count) {
+            Search::Taken(range) => range.start.0,
+            Search::Nothing => return Err(MkfsError::TooSmall),
+            Search::Group(group) => {
+                let bits = tree.get(&Key::group(group)).ok().flatten();
+                let runs = blocks::free_runs(&superblock, &chunks, group, bits);
+                let learned = runs.and_then(|runs| space.learn(group, runs));
+                learned.map_err(|_| MkfsError::Geometry("the groups contradict the device"))?;
+                continue;
+            }
+        };
+        plan_groups(&tree, &superblock, &mut plan, start, count);
+        blocks::claim(&mut tree, &mut chunks, &superblock, &mut plan, start, CHUNK_NODES)
             .map_err(MkfsError::Geometry)?;
     }
     if space.free() < superblock.node_blocks() * wanted as u64 / 2 {
-        return Err(MkfsError::Geometry("the device is too small"));
+        return Err(MkfsError::TooSmall);
     }
     if chunks.free() < tree.dirty() + 1 {
         return Err(MkfsError::Geometry("the nodes are too small for the device"));
     }
+    let superblock = Superblock { free_blocks: space.free(), ..superblock };
     let checkpoint = Checkpoint::cut(&mut tree, &mut chunks, &mut Vec::new(), superblock);
     let superblock = checkpoint.write(bdev).await?.superblock;
     let second = Superblock { generation: superblock.generation + 1, ..superblock };
     write_superblock(bdev, &second).await?;
     Ok(second)
+}
+
+fn plan_groups(tree: &Tree, superblock: &Superblock, plan: &mut Plan, start: u64, count: u64) {
+    tree.begin_plan(plan);
+    for (key, _) in blocks::groups(superblock, start, count) {
+        tree.plan(plan, &key, false);
+    }
 }
 
 /// Whether code of this version may use a file system.
@@ -278,16 +313,7 @@ async fn load(bdev: &Rc<dyn Bdev>, options: &OpenOptions) -> Result<Image, OpenE
     let copies = read_superblocks(bdev).await?;
     let superblock = choose_superblock(copies, options.accept_older_superblock)?;
     check_features(&superblock, bdev, options.readonly)?;
-    let image = Image::load(bdev, superblock).await?;
-    // A hostile bitmap must not let data be written over metadata.
-    let superblock = &image.superblock;
-    for (start, count) in blocks::free_runs(&image.tree, superblock) {
-        if start < superblock.first_data_block() || image.chunks.overlaps(start, count) {
-            let problem = format!("calls blocks {start}..{} free, which hold metadata", start + count);
-            return Err(FsError::from(Corruption { structure: "group bitmap", offset: 0, problem }).into());
-        }
-    }
-    Ok(image)
+    Image::load(bdev, superblock).await
 }
 
 impl Store {
@@ -324,7 +350,15 @@ impl Store {
 
     fn from_image(bdev: Rc<dyn Bdev>, reactor: Rc<Reactor>, options: OpenOptions, image: Image) -> Rc<Self> {
         let Image {
-            mut superblock, tree, chunks, map_pages, journal_end, last_txn, next_id, replayed, ..
+            mut superblock,
+            tree,
+            chunks,
+            map_pages,
+            journal_end,
+            last_txn,
+            next_id,
+            free_blocks,
+            replayed,
         } = image;
         let clean = superblock.clean && replayed.blocks == 0;
         if replayed.blocks > 0 {
@@ -336,8 +370,8 @@ impl Store {
         let limits = bdev.limits();
         let align = limits.dma_align.max(limits.block_size) as usize;
         let journal = Journal::new(&superblock, journal_end, limits.max_transfer, align);
-        let space = blocks::free_map(&tree, &superblock);
-        Rc::new_cyclic(|this| Self {
+        let space = Space::new(&superblock, free_blocks, limits.discard);
+        let store = Rc::new_cyclic(|this| Self {
             this: this.clone(),
             tree: RefCell::new(tree),
             chunks: RefCell::new(chunks),
@@ -349,17 +383,27 @@ impl Store {
             durable: Cell::new(TxnSeq(last_txn)),
             generation: Cell::new(superblock.generation),
             reserve_nodes: reserve_nodes(&superblock),
-            dirty_max: (options.dirty_bytes_max / superblock.node_size as usize).max(64),
+            dirty_bytes_max: options.dirty_bytes_max,
+            dirty_max: Cell::new(0),
+            pinned_max: Cell::new(0),
+            loads: Loads::default(),
+            plan: RefCell::default(),
+            free_blocks: Cell::new(free_blocks),
+            checkpointed: Cell::new(0),
+            discarding: Rounds::default(),
             readonly: options.readonly,
             closed: Cell::new(false),
             failed: RefCell::new(None),
             commits: Rounds::default(),
             checkpoints: Rounds::default(),
             timer_armed: Cell::new(false),
+            futile_wait: Cell::new(None),
             superblock,
             bdev,
             reactor,
-        })
+        });
+        store.set_cache_bytes(options.cache_bytes);
+        store
     }
 
     /// A new, empty file system on a device whose operations complete in the call

@@ -1,18 +1,25 @@
 //! Free data blocks in memory, what is promised, and what waits before it is free again.
 //!
-//! The truth on the device are the bitmap items; this map is derived from them at mount. They differ while
-//! the file system runs: an allocation leaves the map at once and enters the bitmap with its transaction; a
-//! freed range leaves the bitmap with its transaction and enters the map later.
+//! The truth on the device are the bitmap items; the free runs of a group are derived from its item when
+//! something of the group is to be allocated or freed for the first time. How many blocks are free in all is
+//! known from the start: the superblock says so. Map and bitmaps differ while the file system runs: an
+//! allocation leaves the map at once and enters the bitmap with its transaction; a freed range leaves the
+//! bitmap with its transaction and enters the map later.
 //!
 //! Invariants:
 //! - `reserved <= free`: a reservation can always be turned into blocks;
+//! - of an unknown group the bitmap is the whole truth;
 //! - a range in quarantine enters the map only when the transaction that freed it is durable and every
 //!   device operation that began before it has ended.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
 use std::rc::Rc;
 
+use reactor::sync::Notify;
+
+use crate::ondisk::superblock::Superblock;
 use crate::units::{BlockAddr, BlockRange, TxnSeq};
 
 /// Device operations under way, by the time they began.
@@ -20,6 +27,7 @@ use crate::units::{BlockAddr, BlockRange, TxnSeq};
 pub(super) struct IoEpochs {
     now: u64,
     active: BTreeMap<u64, usize>,
+    ended: Notify,
 }
 
 impl IoEpochs {
@@ -35,8 +43,14 @@ impl IoEpochs {
             *count -= 1;
             if *count == 0 {
                 self.active.remove(&epoch);
+                self.ended.notify_all();
             }
         }
+    }
+
+    /// Notified when operations end.
+    pub(super) fn ended(&self) -> &Notify {
+        &self.ended
     }
 
     /// Draws a line: operations from now on begin after the returned time.
@@ -60,12 +74,25 @@ struct Quarantined {
 
 /// The free map.
 pub(super) struct Space {
-    /// Free runs: start and count.
+    group_blocks: u64,
+    groups: u64,
+    /// One bit per group: its free runs are in `runs`.
+    known: Vec<u64>,
+    known_groups: u64,
+    /// Free runs of the known groups: start and count.
     runs: BTreeMap<u64, u64>,
+    /// Blocks in `runs`.
+    known_free: u64,
+    /// Free blocks of all groups.
     free: u64,
     reserved: u64,
     quarantine: VecDeque<Quarantined>,
-    quarantined: u64,
+    /// Ranges that are to be discarded before they are free.
+    discards: Option<Vec<BlockRange>>,
+    /// Blocks in quarantine or being discarded.
+    held_back: u64,
+    /// Blocks that were let go, in all.
+    let_go: u64,
     epochs: Rc<RefCell<IoEpochs>>,
     /// Where the next search begins when nobody names a goal.
     cursor: u64,
@@ -75,17 +102,37 @@ pub(super) struct Space {
 /// device short; a higher number gives longer extents.
 const SEARCH_RUNS: usize = 64;
 
+/// What a search for free blocks ends with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Search {
+    /// Blocks, from now on taken.
+    Taken(BlockRange),
+    /// The free runs of this group have to be known first ([`Space::learn`]).
+    Group(u64),
+    /// There are none.
+    Nothing,
+}
+
 impl Space {
-    /// Nothing free.
-    pub(super) fn new() -> Self {
+    /// `free` blocks, in groups that are all unknown. With `discard` freed ranges are discarded.
+    pub(super) fn new(superblock: &Superblock, free: u64, discard: bool) -> Self {
+        let group_blocks = u64::from(superblock.group_blocks);
+        let groups = superblock.block_count.div_ceil(group_blocks);
         Self {
+            group_blocks,
+            groups,
+            known: vec![0; groups.div_ceil(64) as usize],
+            known_groups: 0,
             runs: BTreeMap::new(),
-            free: 0,
+            known_free: 0,
+            free,
             reserved: 0,
             quarantine: VecDeque::new(),
-            quarantined: 0,
+            discards: discard.then(Vec::new),
+            held_back: 0,
+            let_go: 0,
             epochs: Rc::default(),
-            cursor: 0,
+            cursor: superblock.first_data_block(),
         }
     }
 
@@ -105,8 +152,13 @@ impl Space {
     }
 
     /// Freed blocks that are not free yet.
-    pub(super) fn quarantined(&self) -> u64 {
-        self.quarantined
+    pub(super) fn held_back(&self) -> u64 {
+        self.held_back
+    }
+
+    /// Freed blocks that became free, counted from the start.
+    pub(super) fn let_go(&self) -> u64 {
+        self.let_go
     }
 
     /// Whether a commit would let ranges go out of quarantine.
@@ -125,8 +177,39 @@ impl Space {
         self.reserved -= blocks;
     }
 
-    /// Makes a range allocatable.
+    /// Whether the free runs of a group are known.
+    pub(super) fn knows(&self, group: u64) -> bool {
+        self.known[(group / 64) as usize] & 1 << (group % 64) != 0
+    }
+
+    /// The free runs of a group, as its bitmap says. Nothing of the group may have been allocated, freed or
+    /// put into quarantine before.
+    ///
+    /// # Errors
+    /// When the groups have other free blocks than the superblock says.
+    pub(super) fn learn(&mut self, group: u64, runs: Vec<Range<u64>>) -> Result<(), String> {
+        debug_assert!(!self.knows(group));
+        let found: u64 = runs.iter().map(|run| run.end - run.start).sum();
+        let left = self.free - self.known_free;
+        let last = self.known_groups + 1 == self.groups;
+        if found > left || last && found < left {
+            return Err(format!("{found} blocks are free, but {left} should be in what was not read yet"));
+        }
+        self.known[(group / 64) as usize] |= 1 << (group % 64);
+        self.known_groups += 1;
+        for run in runs {
+            self.insert_run(run.start, run.end - run.start);
+        }
+        Ok(())
+    }
+
+    /// Makes a range of known groups allocatable.
     pub(super) fn insert(&mut self, start: u64, count: u64) {
+        self.insert_run(start, count);
+        self.free += count;
+    }
+
+    fn insert_run(&mut self, start: u64, count: u64) {
         let (mut start, mut end) = (start, start + count);
         if let Some((&before, &len)) = self.runs.range(..start).next_back() {
             debug_assert!(before + len <= start, "blocks {start}..{end} are free already");
@@ -139,19 +222,41 @@ impl Space {
             end += len;
         }
         self.runs.insert(start, end - start);
-        self.free += count;
+        self.known_free += count;
+    }
+
+    /// The first unknown group from `group` on, and behind the last one from the start, if any can have free
+    /// blocks.
+    fn unknown_from(&self, group: u64) -> Option<u64> {
+        if self.known_free == self.free {
+            return None;
+        }
+        let unknown = |group: &u64| !self.knows(*group);
+        (group..self.groups).find(unknown).or_else(|| (0..group.min(self.groups)).find(unknown))
     }
 
     /// Takes 1 to `want` contiguous blocks: at `goal`, else in a long enough run behind it, else the longest
-    /// found. `None` when nothing is free.
-    pub(super) fn take(&mut self, goal: Option<BlockAddr>, want: u64) -> Option<BlockRange> {
+    /// found. Asks for groups that are not known as long as that may give a longer run, and with `hurry` only
+    /// when there is nothing else.
+    pub(super) fn take(&mut self, goal: Option<BlockAddr>, want: u64, hurry: bool) -> Search {
         let goal = goal.map_or(self.cursor, |goal| goal.0);
-        let (run, at) = self.search(goal, want)?;
-        let len = self.runs[&run];
-        let count = want.min(run + len - at);
-        self.cut(run, at, count);
-        self.cursor = at + count;
-        Some(BlockRange::new(BlockAddr(at), count as u32))
+        let group = (goal / self.group_blocks).min(self.groups - 1);
+        if !hurry && !self.knows(group) && self.known_free != self.free {
+            return Search::Group(group);
+        }
+        let best = self.search(goal, want);
+        let enough = best.is_some_and(|(run, at)| at == goal || self.runs[&run] >= want);
+        let unknown = if enough || hurry && best.is_some() { None } else { self.unknown_from(group) };
+        match (unknown, best) {
+            (Some(group), _) => Search::Group(group),
+            (None, None) => Search::Nothing,
+            (None, Some((run, at))) => {
+                let count = want.min(run + self.runs[&run] - at);
+                self.cut(run, at, count);
+                self.cursor = at + count;
+                Search::Taken(BlockRange::new(BlockAddr(at), count as u32))
+            }
+        }
     }
 
     /// A run, and where in it to begin.
@@ -173,11 +278,18 @@ impl Space {
     }
 
     /// Takes a whole run of `count` blocks near the end of the device, away from file data.
-    pub(super) fn take_exact(&mut self, count: u64) -> Option<u64> {
-        let (&run, &len) = self.runs.iter().rev().find(|(_, len)| **len >= count)?;
-        let at = run + len - count;
-        self.cut(run, at, count);
-        Some(at)
+    pub(super) fn take_exact(&mut self, count: u64) -> Search {
+        let found = self.runs.iter().rev().find(|(_, len)| **len >= count);
+        if let Some((&run, &len)) = found {
+            let at = run + len - count;
+            self.cut(run, at, count);
+            return Search::Taken(BlockRange::new(BlockAddr(at), count as u32));
+        }
+        let unknown = (0..self.groups).rev().find(|group| !self.knows(*group));
+        match unknown.filter(|_| self.known_free != self.free) {
+            Some(group) => Search::Group(group),
+            None => Search::Nothing,
+        }
     }
 
     /// Removes blocks from a run.
@@ -189,13 +301,14 @@ impl Space {
         if at + count < run + len {
             self.runs.insert(at + count, run + len - at - count);
         }
+        self.known_free -= count;
         self.free -= count;
     }
 
     /// Puts a range that transaction `seq` freed into quarantine.
     pub(super) fn quarantine(&mut self, range: BlockRange, seq: TxnSeq) {
         let line = self.epochs.borrow_mut().line();
-        self.quarantined += u64::from(range.count);
+        self.held_back += u64::from(range.count);
         self.quarantine.push_back(Quarantined { range, seq, line });
     }
 
@@ -207,19 +320,57 @@ impl Space {
             }
             let range = entry.range;
             self.quarantine.pop_front();
-            self.quarantined -= u64::from(range.count);
-            self.insert(range.start.0, u64::from(range.count));
+            match &mut self.discards {
+                Some(discards) => discards.push(range),
+                None => self.let_range_go(range),
+            }
         }
+    }
+
+    /// Ranges that are to be discarded now, in order and joined; each goes to [`Space::let_range_go`] then.
+    pub(super) fn take_discards(&mut self) -> Vec<BlockRange> {
+        let mut ranges = self.discards.as_mut().map(std::mem::take).unwrap_or_default();
+        ranges.sort_unstable_by_key(|range| range.start.0);
+        let mut joined: Vec<BlockRange> = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            match joined.last_mut().filter(|last| last.end() == range.start) {
+                Some(last) if last.count.checked_add(range.count).is_some() => last.count += range.count,
+                _ => joined.push(range),
+            }
+        }
+        joined
+    }
+
+    /// A range that was freed is allocatable.
+    pub(super) fn let_range_go(&mut self, range: BlockRange) {
+        let count = u64::from(range.count);
+        self.held_back -= count;
+        self.let_go += count;
+        self.insert(range.start.0, count);
     }
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "free runs of a group with one run")]
 mod tests {
     use super::*;
+    use crate::ondisk::superblock::tests::sample;
+
+    fn known(runs: Vec<Range<u64>>) -> Space {
+        let superblock = Superblock { block_count: 16_000, ..sample() };
+        let free = runs.iter().map(|run| run.end - run.start).sum();
+        let mut space = Space::new(&superblock, free, false);
+        space.learn(0, runs).unwrap();
+        space
+    }
+
+    fn taken(start: u64, count: u32) -> Search {
+        Search::Taken(BlockRange::new(BlockAddr(start), count))
+    }
 
     #[test]
     fn quarantine_waits_for_the_commit_and_for_earlier_operations() {
-        let mut space = Space::new();
+        let mut space = known(Vec::new());
         let early = space.epochs().borrow_mut().begin();
         space.quarantine(BlockRange::new(BlockAddr(10), 5), TxnSeq(3));
         let late = space.epochs().borrow_mut().begin();
@@ -237,14 +388,56 @@ mod tests {
 
     #[test]
     fn runs_join_and_split() {
-        let mut space = Space::new();
-        space.insert(10, 5);
-        space.insert(20, 5);
+        let mut space = known(vec![10..15, 20..25]);
         space.insert(15, 5);
-        assert_eq!(space.take(Some(BlockAddr(12)), 4), Some(BlockRange::new(BlockAddr(12), 4)));
-        assert_eq!(space.take(Some(BlockAddr(100)), 50), Some(BlockRange::new(BlockAddr(16), 9)));
-        assert_eq!(space.take_exact(3), None);
-        assert_eq!(space.take_exact(2), Some(10));
-        assert_eq!((space.free(), space.take(None, 1)), (0, None));
+        assert_eq!(space.take(Some(BlockAddr(12)), 4, false), taken(12, 4));
+        assert_eq!(space.take(Some(BlockAddr(100)), 50, false), taken(16, 9));
+        assert_eq!(space.take_exact(3), Search::Nothing);
+        assert_eq!(space.take_exact(2), taken(10, 2));
+        assert_eq!((space.free(), space.take(None, 1, false)), (0, Search::Nothing));
+    }
+
+    #[test]
+    fn groups_are_asked_for_near_the_goal_and_only_as_needed() {
+        let superblock = Superblock { block_count: 5 * 16_384, ..sample() };
+        let mut space = Space::new(&superblock, 30, false);
+        let goal = |group: u64| Some(BlockAddr(group * 16_384 + 7));
+        assert_eq!(space.take(goal(3), 10, false), Search::Group(3));
+        space.learn(3, vec![50_000..50_004]).unwrap();
+        assert_eq!(space.take(goal(3), 10, false), Search::Group(4));
+        assert_eq!(space.take(goal(3), 10, true), taken(50_000, 4));
+        assert_eq!(space.take_exact(8), Search::Group(4));
+        space.learn(4, Vec::new()).unwrap();
+        assert_eq!(space.take(goal(3), 10, true), Search::Group(0));
+        space.learn(0, vec![100..126]).unwrap();
+        // Nothing can be free in the others: they are not asked for.
+        assert_eq!(space.take(goal(2), 10, false), taken(100, 10));
+        assert_eq!(space.take_exact(20), Search::Nothing);
+    }
+
+    #[test]
+    fn bitmaps_that_contradict_the_superblock_are_noticed() {
+        let superblock = Superblock { block_count: 2 * 16_384, ..sample() };
+        let mut space = Space::new(&superblock, 30, false);
+        assert!(space.learn(0, vec![10..41]).is_err());
+        space.learn(0, vec![10..20]).unwrap();
+        assert!(space.learn(1, vec![16_400..16_410]).is_err());
+        space.learn(1, vec![16_400..16_420]).unwrap();
+    }
+
+    #[test]
+    fn discarded_ranges_are_joined_and_free_only_afterwards() {
+        let superblock = Superblock { block_count: 16_000, ..sample() };
+        let mut space = Space::new(&superblock, 0, true);
+        space.learn(0, Vec::new()).unwrap();
+        for start in [30, 10, 15] {
+            space.quarantine(BlockRange::new(BlockAddr(start), 5), TxnSeq(1));
+        }
+        space.release(TxnSeq(1));
+        assert_eq!((space.free(), space.held_back()), (0, 15));
+        let ranges = space.take_discards();
+        assert_eq!(ranges, [BlockRange::new(BlockAddr(10), 10), BlockRange::new(BlockAddr(30), 5)]);
+        ranges.into_iter().for_each(|range| space.let_range_go(range));
+        assert_eq!((space.free(), space.held_back(), space.let_go()), (15, 0, 15));
     }
 }
