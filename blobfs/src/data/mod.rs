@@ -80,6 +80,15 @@ impl FileData {
         self.pending_blocks.get()
     }
 
+    /// Whether nothing would be lost with it: no page, no lock, no reservation, no error to be reported.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.pages.borrow().is_empty()
+            && self.lock.is_idle()
+            && !self.listed.get()
+            && self.pending_blocks.get() == 0
+            && self.error.borrow().is_none()
+    }
+
     /// Whether buffered data waits for its write-back.
     pub(crate) fn is_dirty(&self) -> bool {
         self.pages.borrow().is_unwritten(&(0..u64::MAX))

@@ -5,13 +5,72 @@
 //! in the transaction that maps the data, so that no size ever covers data that is not there.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::Rc;
+
+use foldhash::fast::RandomState;
+use hashbrown::HashMap;
 
 use super::Fs;
 use crate::data::FileData;
 use crate::error::{Corruption, FsError, Try};
 use crate::ondisk::{InodeItem, Key};
 use crate::units::InodeId;
+
+/// Inodes in memory that nothing needs to be there, at most. Picked: 64 Ki take about 25 MiB; one that went
+/// comes back from a cached node in less than a microsecond.
+pub(super) const INODES_MAX: usize = 64 << 10;
+
+/// Inodes that one insertion looks at to find one that may go.
+const EVICTIONS_TRIED_MAX: usize = 4;
+
+/// The inodes in memory.
+#[derive(Default)]
+pub(crate) struct InodeTable {
+    inodes: HashMap<InodeId, Rc<Inode>, RandomState>,
+    /// Their numbers in the order in which they are looked at; may name inodes that have gone.
+    order: VecDeque<InodeId>,
+}
+
+impl InodeTable {
+    /// The inode, if it is in memory.
+    pub(crate) fn get(&self, id: &InodeId) -> Option<&Rc<Inode>> {
+        self.inodes.get(id).inspect(|inode| inode.used.set(true))
+    }
+
+    /// Adds an inode; another one may go.
+    pub(crate) fn insert(&mut self, id: InodeId, inode: Rc<Inode>) {
+        if self.inodes.insert(id, inode).is_none() {
+            self.order.push_back(id);
+        }
+        for _ in 0..EVICTIONS_TRIED_MAX {
+            if self.order.len() <= INODES_MAX {
+                return;
+            }
+            self.evict_first();
+        }
+    }
+
+    fn evict_first(&mut self) {
+        let Some(id) = self.order.pop_front() else { return };
+        let Some(inode) = self.inodes.get(&id) else { return };
+        if inode.used.replace(false) || !inode.is_evictable() {
+            self.order.push_back(id);
+        } else {
+            self.inodes.remove(&id);
+        }
+    }
+
+    /// Removes an inode that was deleted.
+    pub(crate) fn remove(&mut self, id: &InodeId) {
+        self.inodes.remove(id);
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.inodes.len()
+    }
+}
 
 /// An inode in memory.
 pub struct Inode {
@@ -25,6 +84,8 @@ pub struct Inode {
     pub(crate) ahead: Cell<bool>,
     /// It has been deleted; whoever still holds it must not bring it back.
     pub(crate) gone: Cell<bool>,
+    /// Looked for since the table considered letting it go.
+    used: Cell<bool>,
     /// Cached pages, range locks.
     pub(crate) data: FileData,
 }
@@ -37,8 +98,19 @@ impl Inode {
             live: RefCell::new(item),
             ahead: Cell::new(false),
             gone: Cell::new(false),
+            used: Cell::new(false),
             data: FileData::default(),
         })
+    }
+
+    /// Whether the tree has all that is known of the inode, so that it need not be in memory: nobody works
+    /// with it, nothing is ahead of the tree, and no data is cached. One without a name stays, because its
+    /// last session's forget deletes it.
+    fn is_evictable(self: &Rc<Self>) -> bool {
+        Rc::strong_count(self) == 1
+            && !self.ahead.get()
+            && self.live.borrow().nlink > 0
+            && self.data.is_idle()
     }
 
     /// Fails once the inode has been deleted.

@@ -30,14 +30,10 @@ mod tests;
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use foldhash::fast::RandomState;
-use hashbrown::HashMap;
-
 use crate::data::Cache;
 use crate::ondisk::Timestamp;
 use crate::store::Store;
 use crate::txn::{Origin, Txn};
-use crate::units::InodeId;
 
 pub(crate) use attr::{regular_file, without_privileges};
 pub(crate) use dir::check_name;
@@ -52,7 +48,7 @@ pub(crate) use xattr::{XATTR_SIZE_MAX, check_name_space, stays_in_item, xattr_fl
 pub struct Fs {
     pub(crate) store: Rc<Store>,
     pub(crate) cache: Cache,
-    pub(crate) inodes: RefCell<HashMap<InodeId, Rc<Inode>, RandomState>>,
+    pub(crate) inodes: RefCell<inode::InodeTable>,
     sessions: RefCell<session::Sessions>,
     options: MountOptions,
 }

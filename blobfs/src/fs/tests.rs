@@ -11,6 +11,7 @@ use reactor::{Reactor, VirtualClock};
 
 use super::*;
 use crate::store::Store;
+use crate::units::InodeId;
 use crate::{FsError, Try};
 
 pub(super) struct Bench {
@@ -377,4 +378,27 @@ proptest! {
         bench.settle();
         prop_assert_eq!(bench.fs.stat_fs().free, free);
     }
+}
+
+#[test]
+fn inodes_that_nothing_needs_leave_memory_and_come_back() {
+    let bench = Bench::new();
+    let kept = bench.create(InodeId::ROOT, "kept", FILE);
+    bench.write(kept, 0, b"buffered").unwrap();
+    let first = bench.create(InodeId::ROOT, "first", FILE);
+    let before = bench.attr(first).unwrap();
+    let table = |with: &mut dyn FnMut(&mut inode::InodeTable)| with(&mut bench.fs.inodes.borrow_mut());
+    let item = *bench.fs.inodes.borrow().get(&first).unwrap().live.borrow();
+    let limit = inode::INODES_MAX;
+    table(&mut |table| {
+        for number in 0..2 * limit as u64 {
+            let id = InodeId(1 << 40 | number);
+            table.insert(id, Inode::new(id, item));
+        }
+        assert_eq!(table.len(), limit);
+        assert!(table.get(&kept).is_some(), "its data is in the cache only");
+        assert!(table.get(&first).is_none());
+    });
+    assert_eq!(bench.attr(first), Ok(before));
+    assert_eq!(bench.read(kept, 0, 8), b"buffered");
 }
