@@ -142,7 +142,8 @@ impl Workload {
         else {
             return Ok(old.clone());
         };
-        let id = old.target(target).map_err(|error| error.to_string())?;
+        // What does not exist cannot be done in part; it failed before that was known.
+        let Ok(id) = old.target(target) else { return Ok(old.clone()) };
         let (Ok(attr), Ok(found)) = (self.world.attr(id), self.world.content(id)) else {
             // The device fails: nobody can say.
             return Ok(new);
