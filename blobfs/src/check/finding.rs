@@ -299,6 +299,14 @@ pub enum Finding {
         /// `DT_*` of the inode.
         expected: u8,
     },
+    /// The intent to finish a truncation that cannot be one.
+    #[error("intent of inode {inode}: {problem}")]
+    Intent {
+        /// The inode.
+        inode: u64,
+        /// What is wrong.
+        problem: &'static str,
+    },
     /// An orphan item that should not be there.
     #[error("orphan {inode}: {problem}")]
     Orphan {

@@ -29,6 +29,8 @@ pub(super) struct InodeState {
     /// Whether there is an item, and whether it can be read.
     pub(super) item: Presence,
     pub(super) orphan: bool,
+    /// A truncation is to be finished.
+    pub(super) intent: bool,
     /// The map of the same number is its own.
     pub(super) owns_map: bool,
     /// `DT_*`.
@@ -165,9 +167,9 @@ impl<'a> Census<'a> {
             let partial = std::mem::take(&mut self.after_gap);
             self.owner = Owner { number: key.owner, partial, ..Owner::default() };
         }
-        let of_file_system = matches!(key.kind, Kind::Group | Kind::Orphan);
+        let of_file_system = matches!(key.kind, Kind::Group | Kind::Orphan | Kind::Intent);
         let problem = match key.kind {
-            Kind::Intent | Kind::Volume | Kind::RefCount | Kind::Quota | Kind::Checksum => {
+            Kind::Volume | Kind::RefCount | Kind::Quota | Kind::Checksum => {
                 "a kind that this version does not have"
             }
             _ if of_file_system != (key.owner == 0) => "the owner is wrong for this kind",
@@ -197,12 +199,13 @@ impl<'a> Census<'a> {
         match key.kind {
             Kind::Group => self.group(key.offset, value, findings),
             Kind::Orphan => self.orphan(key.offset, value, findings),
+            Kind::Intent => self.intent(key.offset, value, findings),
             Kind::Inode => self.inode(value, findings),
             Kind::Inline => self.owner.content.inline = Some(value.len() as u64),
             Kind::Dirent => self.entry(key.offset, value, findings),
             Kind::Xattr => self.xattr(key.offset, value, findings),
             Kind::Extent => self.extent(key.offset, value, findings),
-            Kind::Intent | Kind::Volume | Kind::RefCount | Kind::Quota | Kind::Checksum => {}
+            Kind::Volume | Kind::RefCount | Kind::Quota | Kind::Checksum => {}
         }
     }
 
@@ -224,6 +227,13 @@ impl<'a> Census<'a> {
         }
         self.inodes.entry(inode).or_default().orphan = true;
         self.counts.orphans += 1;
+    }
+
+    fn intent(&mut self, inode: u64, value: &[u8], findings: &mut Findings) {
+        if value.len() != 8 {
+            findings.push(Finding::Intent { inode, problem: "has the wrong length" });
+        }
+        self.inodes.entry(inode).or_default().intent = true;
     }
 
     fn inode(&mut self, value: &[u8], findings: &mut Findings) {

@@ -74,6 +74,9 @@ fn check_inode(number: u64, state: &InodeState, subdirectories: u64, findings: &
 }
 
 fn check_missing(number: u64, state: &InodeState, findings: &mut Findings) {
+    if state.intent {
+        findings.push(Finding::Intent { inode: number, problem: "does not exist" });
+    }
     if state.orphan {
         findings.push(Finding::Orphan { inode: number, problem: "does not exist" });
     }

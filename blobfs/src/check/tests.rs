@@ -739,13 +739,25 @@ fn items_that_cannot_be_are_found() {
         assert_eq!((owner, offset), (key.owner, key.offset));
         problem
     };
-    for kind in [Kind::Intent, Kind::Volume, Kind::RefCount, Kind::Quota] {
+    for kind in [Kind::Volume, Kind::RefCount, Kind::Quota] {
         assert_eq!(item(Key::new(0, kind, 1)), "a kind that this version does not have");
     }
     assert_eq!(item(Key::new(3, Kind::Checksum, 1)), "a kind that this version does not have");
     assert_eq!(item(Key::new(3, Kind::Orphan, 3)), "the owner is wrong for this kind");
     assert_eq!(item(Key::new(0, Kind::Xattr, 300)), "the owner is wrong for this kind");
     assert_eq!(item(Key::new(3, Kind::Inode, 7)), "the offset is not 0");
+}
+
+#[test]
+fn intents_that_cannot_be_are_found() {
+    let intent = |inode, problem| Finding::Intent { inode, problem };
+    let sample = Sample::new();
+    let file = sample.file;
+    let found = sample.found(move |_, txn| txn.put(Key::intent(file), &[0; 7]));
+    assert_eq!(found, [intent(file.0, "has the wrong length")]);
+    let sample = Sample::new();
+    let found = sample.found(|_, txn| txn.put(Key::intent(InodeId(77_777)), &[0; 8]));
+    assert!(found.contains(&intent(77_777, "does not exist")), "{found:?}");
 }
 
 #[test]

@@ -69,6 +69,10 @@ pub struct FileData {
     pending_blocks: Cell<u64>,
     /// On the device, the last block's bytes behind the end of the file are zero.
     tail_clean: Cell<bool>,
+    /// Blocks from here on, in file blocks, are being freed.
+    cut_from: Cell<Option<u64>>,
+    /// Why they cannot be freed before the next mount.
+    cut_error: RefCell<Option<crate::FsError>>,
     stream: load::Stream,
     /// A write-back failed since the last sync.
     error: RefCell<Option<crate::FsError>>,

@@ -3,10 +3,12 @@
 use std::ops::{ControlFlow, Range};
 use std::rc::Rc;
 
+use reactor::sync::yield_now;
+
 use super::FILE_SIZE_MAX;
 use super::range_lock::{Mode, RangeGuard};
 use super::write::Source;
-use crate::error::{FsError, Stop, Try, Wait};
+use crate::error::{Corruption, FsError, Try, Wait};
 use crate::fs::{Context, FallocateMode, Fs, Inode, IoFlags, SeekTarget, regular_file};
 use crate::ondisk::{ExtentFlags, InodeFlags, InodeItem, Key};
 use crate::txn::{Origin, Txn};
@@ -19,6 +21,8 @@ const EXTENT_CHANGE_LEN: usize = 192;
 /// A change of size that a transaction carries.
 pub(crate) struct Truncated {
     item: InodeItem,
+    /// From this file block on, blocks are freed afterwards: they are too many for the transaction.
+    cut: Option<u64>,
 }
 
 impl Truncated {
@@ -28,9 +32,12 @@ impl Truncated {
     }
 
     /// The transaction has been applied; `item` is what it put.
-    pub(crate) fn apply(self, fs: &Fs, inode: &Inode, item: InodeItem) {
+    pub(crate) fn apply(self, fs: &Rc<Fs>, inode: &Rc<Inode>, item: InodeItem) {
         fs.cut_cache(inode, item.size);
         inode.settle(item);
+        if let Some(from) = self.cut {
+            fs.cut_later(inode, from);
+        }
     }
 }
 
@@ -41,6 +48,9 @@ impl Fs {
         let live = inode.live.borrow();
         if size <= live.size {
             return true;
+        }
+        if inode.data.cut_from.get().is_some() {
+            return false;
         }
         if live.flags.contains(InodeFlags::INLINE) {
             return size <= self.inline_max();
@@ -57,15 +67,26 @@ impl Fs {
     pub(crate) async fn prepare_growth(self: &Rc<Self>, inode: &Rc<Inode>, size: u64) -> Result<(), FsError> {
         while !self.is_ready_to_grow(inode, size) {
             inode.check_alive()?;
+            self.cut_done(inode).await?;
             if inode.live.borrow().flags.contains(InodeFlags::INLINE) {
                 self.move_to_blocks(inode).await?;
                 continue;
             }
+            if self.is_ready_to_grow(inode, size) {
+                break;
+            }
             // In the cache the bytes behind the end are zero: the page as it is does it.
-            let end = inode.live.borrow().size;
-            let page = end / self.cache.page_size();
-            self.dirty_page(inode, page).await?;
-            self.write_back(inode, page..page + 1).await?;
+            let (map, end) = {
+                let live = inode.live.borrow();
+                (live.map, live.size)
+            };
+            let last = end / u64::from(self.store.block_size());
+            let piece = self.run(|fs| fs.piece_at(map, last, last + 1)).await?;
+            if piece.stored.is_some_and(|stored| !stored.unwritten) {
+                let page = end / self.cache.page_size();
+                self.dirty_page(inode, page).await?;
+                self.write_back(inode, page..page + 1).await?;
+            }
             if inode.live.borrow().size == end {
                 inode.data.tail_clean.set(true);
             }
@@ -88,23 +109,26 @@ impl Fs {
         if item.flags.contains(InodeFlags::INLINE) {
             self.truncate_inline(txn, &item, size)?;
             item.size = size;
-            return Ok(Truncated { item });
+            return Ok(Truncated { item, cut: None });
         }
-        let block = u64::from(self.store.block_size());
-        let mut piece = Txn::new(Origin::default());
-        let (whole, freed) = self.free_from(&mut piece, item.map, size.div_ceil(block))?;
-        item.blocks = item.blocks.saturating_sub(freed);
-        if !whole {
-            // A step on the way, as a transaction of its own; the caller comes again.
-            item.size = (lowest_deleted(item.map, &piece) * block).max(size).min(inode.live.borrow().size);
-            piece.put_inode(inode.id, &item);
-            self.store.commit(&piece)?;
-            Truncated { item }.apply(self, inode, item);
-            return Err(Stop::Wait(Wait::Commit));
+        let from = size.div_ceil(u64::from(self.store.block_size()));
+        let mut freeing = Txn::new(Origin::default());
+        let cut = match inode.data.cut_from.get() {
+            Some(pending) => Some(from.min(pending)),
+            None => {
+                let (whole, freed) = self.free_from(&mut freeing, item.map, from)?;
+                if whole {
+                    item.blocks = item.blocks.saturating_sub(freed);
+                    txn.append(&freeing);
+                }
+                (!whole).then_some(from)
+            }
+        };
+        if let Some(from) = cut {
+            txn.put(Key::intent(inode.id), &from.to_le_bytes());
         }
-        txn.append(&piece);
         item.size = size;
-        Ok(Truncated { item })
+        Ok(Truncated { item, cut })
     }
 
     /// The content of an inline file, cut to a smaller size. A larger one needs no change: it reads as zeros.
@@ -135,14 +159,95 @@ impl Fs {
     }
 }
 
-/// First block behind everything that stays mapped when `txn` is applied: the start of the lowest extent that
-/// it deletes.
-fn lowest_deleted(map: MapId, txn: &Txn) -> u64 {
-    let deleted = txn.changes().iter().filter_map(|change| match change {
-        crate::txn::Change::Delete { key } if key.owner == map.0 => Some(key.offset),
-        _ => None,
-    });
-    deleted.min().unwrap_or(0)
+/// Truncations that one transaction cannot hold.
+impl Fs {
+    /// Frees the blocks from file block `from` on in the background. The file does not grow before that.
+    fn cut_later(self: &Rc<Self>, inode: &Rc<Inode>, from: u64) {
+        if inode.data.cut_from.replace(Some(from)).is_some() {
+            // The task that is at it goes on from there.
+            return;
+        }
+        let (fs, inode) = (self.clone(), inode.clone());
+        drop(self.store.reactor().spawn(async move {
+            loop {
+                match fs.run(|fs| fs.cut_piece(&inode)).await {
+                    Ok(false) => yield_now().await,
+                    Ok(true) => break,
+                    Err(error) => {
+                        tracing::warn!(inode = inode.id.0, %error, "truncation postponed to the next mount");
+                        inode.data.cut_error.replace(Some(error));
+                        return inode.data.notify();
+                    }
+                }
+            }
+            inode.data.cut_from.set(None);
+            inode.data.notify();
+        }));
+    }
+
+    /// Waits until the blocks behind a truncation are free.
+    ///
+    /// # Errors
+    /// What keeps them from being freed before the next mount.
+    async fn cut_done(&self, inode: &Inode) -> Result<(), FsError> {
+        while inode.data.cut_from.get().is_some() {
+            if let Some(error) = &*inode.data.cut_error.borrow() {
+                return Err(error.clone());
+            }
+            inode.data.changed().await;
+        }
+        Ok(())
+    }
+
+    /// Frees some blocks; true when those were the last.
+    fn cut_piece(&self, inode: &Rc<Inode>) -> Try<bool> {
+        let Some(from) = inode.data.cut_from.get() else { return Ok(true) };
+        if inode.gone.get() {
+            return Ok(true);
+        }
+        let mut item = inode.stored_item();
+        let mut txn = Txn::new(Origin::default());
+        let (whole, freed) = self.free_from(&mut txn, item.map, from)?;
+        item.blocks = item.blocks.saturating_sub(freed);
+        txn.put_inode(inode.id, &item);
+        if whole {
+            txn.delete(Key::intent(inode.id));
+        }
+        self.store.commit(&txn)?;
+        inode.settle(item);
+        Ok(whole)
+    }
+
+    /// After a mount: goes on with the truncations that the last one left.
+    ///
+    /// # Errors
+    /// The device's, corruption.
+    pub(crate) async fn resume_cuts(self: &Rc<Self>) -> Result<(), FsError> {
+        let mut cuts: Vec<(InodeId, Option<u64>)> = Vec::new();
+        self.run(|fs| {
+            cuts.clear();
+            let (from, to) = (Key::intent(InodeId(0)), Key::intent(InodeId(u64::MAX)));
+            fs.store.scan(&from, &to, |key, value| {
+                cuts.push((InodeId(key.offset), value.try_into().ok().map(u64::from_le_bytes)));
+                ControlFlow::Continue(())
+            })
+        })
+        .await?;
+        for (id, from) in cuts {
+            let damaged = || Corruption { structure: "intent", offset: id.0, problem: "malformed".into() };
+            let inode = self.run(|fs| fs.inode(id)).await?;
+            self.cut_later(&inode, from.ok_or_else(damaged)?);
+        }
+        Ok(())
+    }
+
+    /// Adds the end of an intent of a deleted inode to `txn`.
+    pub(crate) fn end_cut(&self, txn: &mut Txn, id: InodeId) -> Try<()> {
+        if self.store.get(&Key::intent(id), |value| value.is_some())? {
+            txn.delete(Key::intent(id));
+        }
+        Ok(())
+    }
 }
 
 /// Deletion.
@@ -228,12 +333,14 @@ impl Fs {
         let pages = self.cache.pages(&bytes);
         let _guard = loop {
             self.move_to_blocks(inode).await?;
+            self.cut_done(inode).await?;
             if !keep_size {
                 self.prepare_growth(inode, bytes.end).await?;
             }
             let guard = RangeGuard::acquire(inode, pages.clone(), Mode::Change).await;
             let inline = inode.live.borrow().flags.contains(InodeFlags::INLINE);
-            if !inline && (keep_size || self.is_ready_to_grow(inode, bytes.end)) {
+            let cut = inode.data.cut_from.get().is_some();
+            if !inline && !cut && (keep_size || self.is_ready_to_grow(inode, bytes.end)) {
                 break guard;
             }
         };

@@ -425,3 +425,48 @@ fn a_full_device_refuses_writes_before_it_takes_them() {
         fs.sync_inode(inode, false).await.unwrap();
     });
 }
+
+/// A file of many extents: every other block is written.
+async fn perforate(fs: &Rc<Fs>, ctx: Context, inode: InodeId, blocks: u64) {
+    for block in 0..blocks {
+        write(fs, ctx, inode, block * 8192, &[3; 4096], DIRECT).await;
+    }
+    fs.sync_inode(inode, false).await.unwrap();
+}
+
+#[test]
+fn a_truncation_that_no_transaction_holds_is_at_once_and_is_finished_after_a_crash() {
+    const BLOCKS: u64 = 1500;
+    let mount = Mount::new(4096, false);
+    let free = mount.fs.stat_fs().free;
+    let inode = mount.create("f");
+    let (fs, ctx, disk) = (mount.fs.clone(), mount.ctx, mount.disk.clone());
+    let crashed = mount.reactor.block_on(async move {
+        perforate(&fs, ctx, inode, BLOCKS).await;
+        fs.run(|fs| fs.set_attr(&ctx, inode, &SetAttr { size: Some(5000), ..SetAttr::default() }))
+            .await
+            .unwrap();
+        let attr = fs.get_attr(&ctx, inode).unwrap();
+        assert_eq!(attr.size, 5000);
+        assert!(attr.sectors > 8 * BLOCKS / 2, "the blocks are freed later");
+        // What becomes durable now is the truncation, but hardly what it frees.
+        fs.store.sync(fs.store.last_seq()).await.unwrap();
+        let crashed = disk.crash(bdev::sim::CrashChoice::Nothing);
+        // It grows only over what has been freed.
+        resize(&fs, ctx, inode, 20_000).await;
+        let got = read(&fs, ctx, inode, 0, 30_000, BUFFERED).await;
+        assert!(got[..4096] == [3; 4096] && got[4096..] == [0; 20_000 - 4096]);
+        assert_eq!(fs.get_attr(&ctx, inode).unwrap().sectors, 8);
+        crashed
+    });
+    let mount = Mount::open(mount.reactor.clone(), crashed);
+    let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+    mount.reactor.block_on(async move {
+        assert_eq!(fs.get_attr(&ctx, inode).unwrap().size, 5000);
+        resize(&fs, ctx, inode, 20_000).await;
+        let got = read(&fs, ctx, inode, 0, 30_000, BUFFERED).await;
+        assert!(got[..4096] == [3; 4096] && got[4096..] == [0; 20_000 - 4096]);
+        fs.sync_all().await.unwrap();
+        assert!(free - fs.stat_fs().free < 200, "{} of {free}", fs.stat_fs().free);
+    });
+}

@@ -43,6 +43,7 @@ impl Fs {
             fs.run(|fs| fs.make_root()).await?;
         }
         if !options.readonly {
+            fs.resume_cuts().await?;
             fs.delete_orphans().await?;
         }
         Ok(fs)

@@ -6,9 +6,11 @@
 use std::ops::ControlFlow;
 use std::rc::Rc;
 
+use reactor::sync::yield_now;
+
 use super::Fs;
 use crate::error::{FsError, Try};
-use crate::ondisk::{Key, Kind};
+use crate::ondisk::Key;
 use crate::txn::{Origin, Txn};
 use crate::units::InodeId;
 
@@ -33,19 +35,31 @@ impl Fs {
         });
     }
 
-    /// Deletes what was left without a name.
+    /// Deletes what was left without a name before this mount, in the background.
     pub(super) async fn delete_orphans(self: &Rc<Self>) -> Result<(), FsError> {
-        loop {
-            let next = self.run(|fs| fs.first_orphan()).await?;
-            let Some(id) = next else { return Ok(()) };
-            self.delete(id).await?;
-        }
+        let newest = InodeId(self.store.next_id());
+        let Some(first) = self.run(|fs| fs.orphan_between(InodeId(0), newest)).await? else { return Ok(()) };
+        let fs = self.clone();
+        self.store.reactor().spawn(async move {
+            if let Err(error) = fs.delete_orphans_between(first, newest).await {
+                tracing::warn!(%error, "deletions postponed to the next mount");
+            }
+        });
+        Ok(())
     }
 
-    fn first_orphan(&self) -> Try<Option<InodeId>> {
+    async fn delete_orphans_between(self: &Rc<Self>, first: InodeId, newest: InodeId) -> Result<(), FsError> {
+        let mut next = Some(first);
+        while let Some(id) = next {
+            self.delete(id).await?;
+            next = self.run(|fs| fs.orphan_between(InodeId(id.0 + 1), newest)).await?;
+        }
+        Ok(())
+    }
+
+    fn orphan_between(&self, from: InodeId, to: InodeId) -> Try<Option<InodeId>> {
         let mut first = None;
-        let (from, to) = (Key::orphan(InodeId(0)), Key::new(0, Kind::Orphan, u64::MAX));
-        self.store.scan(&from, &to, |key, _| {
+        self.store.scan(&Key::orphan(from), &Key::orphan(to), |key, _| {
             first = Some(InodeId(key.offset));
             ControlFlow::Break(())
         })?;
@@ -58,7 +72,9 @@ impl Fs {
             Err(FsError::Stale) => None,
             Err(error) => return Err(error),
         };
-        while !self.run(|fs| fs.delete_piece(id)).await? {}
+        while !self.run(|fs| fs.delete_piece(id)).await? {
+            yield_now().await;
+        }
         Ok(())
     }
 
@@ -81,6 +97,7 @@ impl Fs {
             if self.store.get(&Key::inline(item.map), |value| value.is_some())? {
                 txn.delete(Key::inline(item.map));
             }
+            self.end_cut(&mut txn, id)?;
             txn.delete(Key::orphan(id));
             txn.delete(Key::inode(id));
         }

@@ -12,7 +12,7 @@ pub enum Kind {
     Group = 0x10,
     /// Owner 0, offset = inode number: an inode without a name that is still open, or being deleted.
     Orphan = 0x20,
-    /// Owner 0, offset = intent number: a long operation to be finished.
+    /// Owner 0, offset = inode: a truncation whose blocks are still to be freed.
     Intent = 0x28,
     /// Owner 0, offset = volume number (later).
     Volume = 0x30,
@@ -117,9 +117,9 @@ impl Key {
         Self::new(0, Kind::Orphan, inode.0)
     }
 
-    /// Key of an intent.
-    pub fn intent(number: u64) -> Self {
-        Self::new(0, Kind::Intent, number)
+    /// Key of the intent to finish an inode's truncation.
+    pub fn intent(inode: InodeId) -> Self {
+        Self::new(0, Kind::Intent, inode.0)
     }
 
     /// Key of a group's bitmap.
