@@ -228,6 +228,11 @@ impl Cache {
         inode.data.pending_blocks.set(inode.data.pending_blocks.get() + blocks);
     }
 
+    /// Blocks that are reserved for a page.
+    pub(super) fn reserved_for(&self, slot: Slot) -> u64 {
+        u64::from(self.slots.borrow().owners[slot.0 as usize].reserved.get())
+    }
+
     /// Takes what is reserved for a page.
     pub(super) fn take_reservation(&self, inode: &Inode, slot: Slot) -> u64 {
         let blocks = u64::from(self.slots.borrow().owners[slot.0 as usize].reserved.take());

@@ -170,6 +170,11 @@ impl PageMap {
         });
     }
 
+    /// Some blocks of a page may have lost their mapping.
+    pub(super) fn clear_mapped(&mut self, page: u64) {
+        self.update(page, |chunk, bit| chunk.mapped &= !bit);
+    }
+
     /// A page has changed; its bytes are valid. True if it was clean.
     pub(super) fn set_dirty(&mut self, page: u64) -> bool {
         let mut was_clean = false;

@@ -55,6 +55,9 @@ impl Fs {
         if live.flags.contains(InodeFlags::INLINE) {
             return size <= self.inline_max();
         }
+        if !self.is_tail_reserved(inode) {
+            return false;
+        }
         let aligned = live.size.is_multiple_of(u64::from(self.store.block_size()));
         aligned || live.blocks == 0 || inode.data.tail_clean.get()
     }
@@ -76,6 +79,11 @@ impl Fs {
                 break;
             }
             // In the cache the bytes behind the end are zero: the page as it is does it.
+            if !self.is_tail_reserved(inode) {
+                let page = inode.live.borrow().size / self.cache.page_size();
+                self.dirty_page(inode, page).await?;
+                continue;
+            }
             let (map, end) = {
                 let live = inode.live.borrow();
                 (live.map, live.size)
@@ -126,6 +134,8 @@ impl Fs {
         };
         if let Some(from) = cut {
             txn.put(Key::intent(inode.id), &from.to_le_bytes());
+            // On a full device, this is what gives room.
+            txn.keep_promise();
         }
         item.size = size;
         Ok(Truncated { item, cut })
@@ -155,6 +165,7 @@ impl Fs {
         let last = inode.data.pages.borrow().get(size / page_size);
         if let Some(slot) = last.slot {
             self.cache.memory(slot).slice((size % page_size) as usize, page_size as usize).zero();
+            inode.data.pages.borrow_mut().clear_mapped(size / page_size);
         }
     }
 }

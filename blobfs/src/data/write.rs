@@ -162,10 +162,10 @@ impl Fs {
         self.when_ready(inode, |fs| {
             let state = inode.data.pages.borrow().get(page);
             let Some(slot) = state.slot.filter(|_| state.loaded) else { return Err(Need::Load(page)) };
-            if !fs.needs_no_reservation(&state) {
-                let holes = fs.holes(inode, page)?;
-                let mut reservation = fs.store.reserve(holes)?;
-                fs.cache.reserve_for(inode, slot, &mut reservation, holes);
+            let lacking = fs.lacking(inode, page, &state)?;
+            if lacking > 0 {
+                let mut reservation = fs.store.reserve(lacking)?;
+                fs.cache.reserve_for(inode, slot, &mut reservation, lacking);
             }
             fs.mark_dirty(inode, page);
             Ok(())
@@ -266,20 +266,31 @@ impl Fs {
             if !state.loaded && (state.slot.is_some() || !fresh) {
                 return Err(Need::Load(page));
             }
-            let reserve = match self.needs_no_reservation(&state) {
-                true => 0,
-                false => self.holes(inode, page)?,
-            };
+            let reserve = self.lacking(inode, page, &state)?;
             plan.push(Target { page, slot: state.slot, reserve });
         }
         Ok(plan)
     }
 
-    /// Whether a page that changes has its blocks or their reservation. A page that is being written will have
-    /// those up to the end that the file had when the write began.
-    fn needs_no_reservation(&self, state: &PageState) -> bool {
+    /// Blocks that a page needs, before it changes, beyond those that it has or that are reserved for it.
+    fn lacking(&self, inode: &Inode, page: u64, state: &PageState) -> Try<u64> {
         let one_block = self.cache.page_size() == u64::from(self.store.block_size());
-        state.dirty || state.mapped || state.writing && one_block
+        if state.mapped || one_block && (state.dirty || state.writing) {
+            return Ok(0);
+        }
+        // With several blocks in a page, a truncation may have taken some, and a write under way leaves out
+        // those behind the end of the file.
+        let reserved = state.slot.map_or(0, |slot| self.cache.reserved_for(slot));
+        Ok(self.holes(inode, page)?.saturating_sub(reserved))
+    }
+
+    /// Whether the last page, should it be dirty, has what it needs once the file is longer.
+    pub(super) fn is_tail_reserved(&self, inode: &Inode) -> bool {
+        let size = inode.live.borrow().size;
+        let page = size / self.cache.page_size();
+        let state = inode.data.pages.borrow().get(page);
+        let ends_inside = !size.is_multiple_of(self.cache.page_size());
+        !(ends_inside && state.dirty) || self.lacking(inode, page, &state) == Ok(0)
     }
 
     /// Blocks of a page that are not mapped.

@@ -475,7 +475,8 @@ impl Fs {
             let _ = fs.write_back_all().await;
             fs.cache.flushing.set(false);
             fs.cache.relieved.notify_all();
-            if !fs.cache.is_clean() && !fs.cache.timer_armed.get() {
+            let writable = fs.check_writable().is_ok();
+            if writable && !fs.cache.is_clean() && !fs.cache.timer_armed.get() {
                 fs.arm_flush_timer();
             }
         }));

@@ -56,7 +56,7 @@ fn perform(geometry: Geometry, steps: &[Step]) -> Result<(), String> {
 }
 
 /// Draws steps and performs them; gives the steps that ended in a failure.
-fn draw(geometry: Geometry, profile: Profile, seed: u64, count: usize) -> Result<(), Vec<Step>> {
+fn draw(geometry: Geometry, profile: Profile, seed: u64, count: usize) -> Result<(), (String, Vec<Step>)> {
     let mut rng = SmallRng::seed_from_u64(seed);
     let mut steps = Vec::new();
     let mut run = Run::new(geometry).expect("a new file system");
@@ -67,15 +67,15 @@ fn draw(geometry: Geometry, profile: Profile, seed: u64, count: usize) -> Result
         let compare = (number % COMPARE_EVERY == 0).then_some(Step::Compare);
         for step in [remount, Some(Step::Perform(operation)), compare].into_iter().flatten() {
             steps.push(step);
-            if run.step(&steps[steps.len() - 1]).is_err() {
-                return Err(steps);
+            if let Err(problem) = run.step(&steps[steps.len() - 1]) {
+                return Err((problem, steps));
             }
         }
     }
     steps.extend([Step::Compare, Step::Remount]);
     match run.step(&Step::Compare).and_then(|()| run.step(&Step::Remount)) {
         Ok(()) => Ok(()),
-        Err(_) => Err(steps),
+        Err(problem) => Err((problem, steps)),
     }
 }
 
@@ -98,11 +98,11 @@ fn shrink(geometry: Geometry, mut steps: Vec<Step>) -> Vec<Step> {
 
 /// Performs random steps; a failure is reported with the shortest list that shows it.
 fn check(geometry: Geometry, profile: Profile, seed: u64, count: usize) {
-    if let Err(steps) = draw(geometry, profile, seed, count) {
+    if let Err((first, steps)) = draw(geometry, profile, seed, count) {
         let steps = shrink(geometry, steps);
         let problem = perform(geometry, &steps).expect_err("it did fail");
         let list: Vec<String> = steps.iter().map(|step| format!("{step:?}")).collect();
-        panic!("seed {seed}, {geometry:?}: {problem}, after:\n{}", list.join("\n"));
+        panic!("seed {seed}, {geometry:?}: {first}; shorter: {problem}, after:\n{}", list.join("\n"));
     }
 }
 
