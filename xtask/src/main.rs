@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo | test | bench | install`.
+//! Developer commands: `cargo xtask demo | test | crash | bench | install`.
 //!
 //! | module | does |
 //! |---|---|
@@ -6,12 +6,14 @@
 //! | `build` | release builds of the programs, and where cargo put them |
 //! | `demo` | the tour of the README |
 //! | `test` | every test, with a summary |
+//! | `crash` | power cuts on a simulated disk, for as long as one likes |
 //! | `bench` | the benchmark tables |
 //! | `install` | copies the programs below a prefix |
 //! | `terminal` | raw mode for the shell at the end of the tour |
 
 mod bench;
 mod build;
+mod crash;
 mod demo;
 mod install;
 mod setup;
@@ -41,6 +43,9 @@ enum Command {
     },
     /// Install what is missing and run every test; the last line counts them.
     Test(test::Options),
+    /// Cut the power of a simulated disk again and again, during random work and every sequence of two operations, and
+    /// check what is left. A failure prints the seed that repeats it.
+    Crash(crash::Options),
     /// Install what is missing and measure vhostfs beside virtiofsd; -- --help tells the options.
     Bench {
         /// Passed on to the benchmark program, like everything after it.
@@ -60,6 +65,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().command {
         Command::Demo { check } => demo::run(check).map(|()| true),
         Command::Test(options) => test::run(&options),
+        Command::Crash(options) => crash::run(&options).map(|()| true),
         Command::Bench { arguments } => bench::run(&arguments).map(|()| true),
         Command::Install { prefix } => install::run(&prefix).map(|()| true),
     };

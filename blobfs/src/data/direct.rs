@@ -250,7 +250,7 @@ impl Fs {
             bounced = IoBuffers::from_aligned(&buf);
             &bounced
         };
-        let mut reservation = self.run(|fs| fs.store.reserve(0)).await?;
+        let mut reservation = self.reserve_holes(inode, &blocks).await?;
         let io = self.store.begin_io();
         let (mut writes, mut mappings): (Vec<bdev::Io>, Vec<Mapping>) = (Vec::new(), Vec::new());
         let placed =

@@ -11,6 +11,7 @@ use super::write::Source;
 use crate::error::{Corruption, FsError, Try, Wait};
 use crate::fs::{Context, FallocateMode, Fs, Inode, IoFlags, SeekTarget, regular_file};
 use crate::ondisk::{ExtentFlags, InodeFlags, InodeItem, Key};
+use crate::store::Reservation;
 use crate::txn::{Origin, Txn};
 use crate::units::{InodeId, MapId};
 
@@ -355,7 +356,8 @@ impl Fs {
                 break guard;
             }
         };
-        self.reserve_holes(inode, &blocks).await?;
+        // Fails early when there is not enough.
+        drop(self.reserve_holes(inode, &blocks).await?);
         let mut at = blocks.start;
         while at < blocks.end {
             at = self.allocate_hole(inode, at, blocks.end).await?;
@@ -382,8 +384,13 @@ impl Fs {
         .await
     }
 
-    /// Fails early when the holes of `blocks` cannot be filled.
-    async fn reserve_holes(self: &Rc<Self>, inode: &Rc<Inode>, blocks: &Range<u64>) -> Result<(), FsError> {
+    /// Reserves what fills the holes of `blocks`. Not while a device operation is announced: freed blocks may
+    /// be waiting for its end.
+    pub(super) async fn reserve_holes(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        blocks: &Range<u64>,
+    ) -> Result<Reservation, FsError> {
         let map = inode.live.borrow().map;
         let (mut at, mut holes) = (blocks.start, 0);
         while at < blocks.end {
@@ -391,7 +398,7 @@ impl Fs {
             holes += if piece.stored.is_none() { piece.count } else { 0 };
             at += piece.count;
         }
-        self.run(|fs| fs.store.reserve(holes)).await.map(drop)
+        self.run(|fs| fs.store.reserve(holes)).await
     }
 
     /// Allocates the begin of the hole at `at`, if there is one; gives what comes next.

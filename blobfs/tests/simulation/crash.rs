@@ -8,6 +8,7 @@ use bdev::sim::{CrashChoice, History, Image, SimDisk};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
+use crate::campaign;
 use crate::operation::{Generator, Operation, Profile};
 use crate::oracle::State;
 use crate::promise::Promise;
@@ -202,7 +203,7 @@ fn story(log: &Log) -> String {
 #[test]
 fn random_workloads_keep_their_promises_over_power_cuts() {
     let depth = Depth { points: 60, choices: 3, again: 0.15 };
-    for seed in 1..=12 {
+    for seed in campaign::numbers(1..=12) {
         let mut explorer = Explorer::new(Geometry::ALL[seed as usize % 3], seed);
         let result = explorer.campaign(3, 60, depth);
         result.unwrap_or_else(|problem| panic!("seed {seed}: {problem}"));

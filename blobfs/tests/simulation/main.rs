@@ -10,12 +10,14 @@
 //! | `model` | test: random operations, remounts, a full device |
 //! | `promise` | what a power cut may leave of a workload |
 //! | `crash` | test: power cuts during random workloads and their recovery |
+//! | `campaign` | the power cut tests for as long as one likes |
 //! | `sequences` | test: power cuts during every sequence of one and of two operations |
 //! | `faults` | test: failing devices, too little space |
 //! | `stale` | test: journal blocks that do not belong to the journal |
 //!
 //! Everything is drawn from seeds; a failure prints the one that repeats it.
 
+mod campaign;
 mod crash;
 mod faults;
 mod model;
