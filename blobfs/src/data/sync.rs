@@ -10,7 +10,7 @@ use crate::units::InodeId;
 impl Fs {
     /// Puts attributes that are ahead of the tree into it; the size only when no data waits for its
     /// write-back, for then nothing but holes is behind the stored one.
-    pub(super) fn fold(&self, inode: &Rc<Inode>) -> Try<()> {
+    pub(crate) fn fold(&self, inode: &Rc<Inode>) -> Try<()> {
         if !inode.ahead.get() || inode.gone.get() {
             return Ok(());
         }

@@ -14,7 +14,7 @@ use reactor::{Reactor, VirtualClock};
 
 use crate::FsError;
 use crate::fs::{
-    Context, CreateSpec, FallocateMode, Fs, IoFlags, MountOptions, NewNode, SeekTarget, SetAttr,
+    Context, CreateSpec, FallocateMode, Fs, IoFlags, MountOptions, NewNode, RenameMode, SeekTarget, SetAttr,
 };
 use crate::store::{MkfsOptions, OpenOptions, Store, mkfs};
 use crate::units::InodeId;
@@ -469,4 +469,25 @@ fn a_truncation_that_no_transaction_holds_is_at_once_and_is_finished_after_a_cra
         fs.sync_all().await.unwrap();
         assert!(free - fs.stat_fs().free < 200, "{} of {free}", fs.stat_fs().free);
     });
+}
+
+#[test]
+fn a_rename_over_a_file_takes_a_size_along_that_no_data_is_behind() {
+    let mount = Mount::new(4096, false);
+    let (source, target) = (mount.create("new"), mount.create("old"));
+    let (fs, ctx, disk) = (mount.fs.clone(), mount.ctx, mount.disk.clone());
+    let crashed = mount.reactor.block_on(async move {
+        write(&fs, ctx, target, 0, &[1; 100], BUFFERED).await;
+        fs.sync_all().await.unwrap();
+        write(&fs, ctx, source, 50_000, &[1; 30_000], BUFFERED).await;
+        fs.fallocate(ctx, source, FallocateMode::PunchHole, 45_000, 50_000).await.unwrap();
+        let (from, to) = ((InodeId::ROOT, &b"new"[..]), (InodeId::ROOT, &b"old"[..]));
+        fs.run(|fs| fs.rename(&ctx, from, to, RenameMode::Replace, false)).await.unwrap();
+        fs.store.sync(fs.store.last_seq()).await.unwrap();
+        disk.crash(bdev::sim::CrashChoice::Nothing)
+    });
+    let mount = Mount::open(mount.reactor.clone(), crashed);
+    let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+    let looked_up = async move { fs.run(|fs| fs.lookup(&ctx, InodeId::ROOT, b"old")).await };
+    assert_eq!(mount.reactor.block_on(looked_up).unwrap().attr.size, 80_000);
 }

@@ -118,6 +118,12 @@ impl Inode {
         if self.gone.get() { Err(FsError::Stale) } else { Ok(()) }
     }
 
+    /// Whether data waits for its write-back, or only the size (all that was behind the stored one has been
+    /// punched out).
+    pub(crate) fn has_unwritten_content(&self) -> bool {
+        self.data.is_dirty() || self.stored_size.get() != self.live.borrow().size
+    }
+
     /// The live attributes with the stored size: what a transaction that maps no data puts into the tree.
     pub(crate) fn stored_item(&self) -> InodeItem {
         InodeItem { size: self.stored_size.get(), ..*self.live.borrow() }

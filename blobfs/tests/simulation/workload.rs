@@ -201,6 +201,7 @@ impl Workload {
                 }
                 *time = shown;
             }
+            node.atime = node.atime.map(|_| attr.atime);
         }
         Ok(())
     }
