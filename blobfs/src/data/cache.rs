@@ -172,13 +172,9 @@ impl Fs {
         None
     }
 
-    /// Gives a slot back whose page has been taken out of its file.
+    /// Gives a slot back whose page is in no file any more and has nothing reserved.
     pub(super) fn free_slot(&self, slot: Slot) {
-        let mut slots = self.cache.slots.borrow_mut();
-        let reserved = slots.owners[slot.0 as usize].reserved.take();
-        slots.free.push(slot);
-        drop(slots);
-        drop(self.cache.take_reserved(u64::from(reserved)));
+        self.cache.slots.borrow_mut().free.push(slot);
         if self.cache.relieved.has_waiters() {
             self.cache.relieved.notify_all();
         }
@@ -197,16 +193,11 @@ impl Fs {
                 self.cache.unwritten.set(self.cache.unwritten.get() - 1);
             }
             if let Some(slot) = slot {
-                self.forget_pending(inode, slot);
+                drop(self.cache.take_reserved(self.cache.take_reservation(inode, slot)));
                 self.free_slot(slot);
             }
         }
         self.settle_dirty(inode);
-    }
-
-    fn forget_pending(&self, inode: &Inode, slot: Slot) {
-        let reserved = self.cache.slots.borrow().owners[slot.0 as usize].reserved.get();
-        inode.data.pending_blocks.set(inode.data.pending_blocks.get() - u64::from(reserved));
     }
 }
 

@@ -26,6 +26,15 @@ pub(super) struct Stored {
 }
 
 impl Piece {
+    /// All of the extent that begins at file block `start`.
+    fn of(start: u64, item: &ExtentItem) -> Self {
+        let stored = Stored {
+            addr: item.device_range().start,
+            unwritten: item.flags.contains(ExtentFlags::UNWRITTEN),
+        };
+        Self { start, count: u64::from(item.blocks), stored: Some(stored) }
+    }
+
     /// The part of the piece inside `range`.
     fn cut(self, range: &Range<u64>) -> Self {
         let start = self.start.max(range.start);
@@ -86,12 +95,7 @@ impl Fs {
         if let Some((start, item)) = self.last_extent(map, at)?
             && start + u64::from(item.blocks) > at
         {
-            let stored = Stored {
-                addr: item.device_range().start,
-                unwritten: item.flags.contains(ExtentFlags::UNWRITTEN),
-            };
-            let piece = Piece { start, count: u64::from(item.blocks), stored: Some(stored) };
-            return Ok(piece.cut(&(at..end)));
+            return Ok(Piece::of(start, &item).cut(&(at..end)));
         }
         let mut next = end;
         self.store.scan(&Key::extent(map, at), &Key::extent(map, end), |key, _| {
@@ -106,11 +110,7 @@ impl Fs {
         let mut pieces = Vec::new();
         let mut at = range.start;
         for (start, item) in self.extents(map, &range)? {
-            let stored = Stored {
-                addr: item.device_range().start,
-                unwritten: item.flags.contains(ExtentFlags::UNWRITTEN),
-            };
-            let piece = Piece { start, count: u64::from(item.blocks), stored: Some(stored) }.cut(&range);
+            let piece = Piece::of(start, &item).cut(&range);
             if piece.start > at {
                 pieces.push(Piece { start: at, count: piece.start - at, stored: None });
             }

@@ -43,7 +43,10 @@ use std::rc::Rc;
 
 use reactor::sync::Notify;
 
+use crate::error::Try;
 use crate::fs::{Fs, Inode};
+use crate::ondisk::InodeItem;
+use crate::txn::Txn;
 
 pub(crate) use cache::Cache;
 pub use direct::DirectRead;
@@ -121,6 +124,14 @@ impl Fs {
     /// Largest file that is kept in the tree.
     fn inline_max(&self) -> u64 {
         INLINE_MAX.min(self.store.item_len_max() as u64)
+    }
+
+    /// Commits `txn` with the inode's new item.
+    fn commit_item(&self, txn: &mut Txn, inode: &Inode, item: InodeItem) -> Try<()> {
+        txn.put_inode(inode.id, &item);
+        self.store.commit(txn)?;
+        inode.settle(item);
+        Ok(())
     }
 
     /// Waits until nothing is under way in a file's data, and keeps it so.

@@ -420,10 +420,7 @@ impl Fs {
             item.blocks += u64::from(range.count);
             txn.alloc(range);
             fs.map(&mut txn, item.map, at, range, ExtentFlags::UNWRITTEN)?;
-            txn.put_inode(inode.id, &item);
-            fs.store.commit(&txn)?;
-            inode.settle(item);
-            Ok(())
+            fs.commit_item(&mut txn, inode, item)
         })
         .await?;
         allocation.committed();
@@ -498,9 +495,7 @@ impl Fs {
         let freed = self.unmap(&mut txn, item.map, &(blocks.start..end), true)?;
         if freed > 0 {
             item.blocks = item.blocks.saturating_sub(freed);
-            txn.put_inode(inode.id, &item);
-            self.store.commit(&txn)?;
-            inode.settle(item);
+            self.commit_item(&mut txn, inode, item)?;
         }
         Ok(end..blocks.end)
     }

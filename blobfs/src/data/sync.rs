@@ -20,10 +20,7 @@ impl Fs {
         }
         let mut txn = Txn::new(Origin::default());
         txn.keep_promise();
-        txn.put_inode(inode.id, &item);
-        self.store.commit(&txn)?;
-        inode.settle(item);
-        Ok(())
+        self.commit_item(&mut txn, inode, item)
     }
 
     /// Makes a file's or directory's data and attributes durable; with `data_only` not times alone.

@@ -232,9 +232,7 @@ impl Fs {
             let mut txn = Txn::new(Origin::default());
             txn.keep_promise();
             txn.put(Key::inline(item.map), &content);
-            txn.put_inode(inode.id, &item);
-            fs.store.commit(&txn)?;
-            inode.settle(item);
+            fs.commit_item(&mut txn, inode, item)?;
             Ok(true)
         })
         .await
@@ -425,10 +423,7 @@ impl Fs {
             // Overwritten in place: the times follow with the next sync.
             return Ok(());
         }
-        txn.put_inode(inode.id, &item);
-        self.store.commit(&txn)?;
-        inode.settle(item);
-        Ok(())
+        self.commit_item(&mut txn, inode, item)
     }
 }
 
