@@ -23,6 +23,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::rc::{Rc, Weak};
+use std::time::{Duration, Instant};
 
 use io_uring::opcode;
 use io_uring::squeue::Entry;
@@ -51,6 +52,14 @@ const DIRECT_ALIGN: u32 = 4096;
 
 /// Largest block size of the contract in [`Limits`].
 const BLOCK_MAX: u32 = 65536;
+
+/// How long to wait for whoever has the image. The kernel takes a ring apart, and closes the files that it
+/// was used on, some time after its process has ended: the image of a killed program is in use until then.
+/// Picked: far above what that takes, and a delay that a person hardly notices.
+const LOCK_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Time between two attempts. Picked: a ring is gone after a few.
+const LOCK_RETRY: Duration = Duration::from_millis(10);
 
 /// A file or block device.
 pub struct UringDevice {
@@ -106,7 +115,8 @@ enum Next {
 }
 
 impl UringDevice {
-    /// Opens or creates the file or block device at `path` and locks it, shared for reading alone.
+    /// Opens or creates the file or block device at `path` and locks it, shared for reading alone. Blocks for
+    /// up to a second while somebody else has it.
     ///
     /// # Errors
     /// See [`OpenError`]; [`OpenError::InUse`] if somebody else has it.
@@ -352,6 +362,15 @@ impl Bdev for UringDevice {
     }
 }
 
+impl Drop for UringDevice {
+    /// Gives the lock back at once: operations, of which none is under way, may keep the file open for a
+    /// while.
+    fn drop(&mut self) {
+        let unlocked = rustix::fs::flock(&self.file, FlockOperation::Unlock);
+        debug_assert!(unlocked.is_ok());
+    }
+}
+
 /// A file or device that is open and locked.
 struct Opened {
     file: File,
@@ -379,8 +398,8 @@ fn open_locked(path: &Path, image: &str, options: &OpenOptions) -> Result<Opened
         FileType::BlockDevice if options.read_only => opened,
         // O_EXCL: refused while the kernel or another program uses it.
         FileType::BlockDevice => {
-            let exclusive = rustix::fs::open(path, flags | OFlags::EXCL, rustix::fs::Mode::empty());
-            exclusive.map_err(fail)?
+            let exclusive = || rustix::fs::open(path, flags | OFlags::EXCL, rustix::fs::Mode::empty());
+            patiently(exclusive).map_err(fail)?
         }
         _ => return Err(OpenError::NotADevice { image: image.to_owned() }),
     };
@@ -406,7 +425,20 @@ fn create(path: &Path, image: &str, size: u64) -> Result<Opened, OpenError> {
 fn lock(file: &impl std::os::fd::AsFd, shared: bool) -> rustix::io::Result<()> {
     let how =
         if shared { FlockOperation::NonBlockingLockShared } else { FlockOperation::NonBlockingLockExclusive };
-    rustix::fs::flock(file, how)
+    patiently(|| rustix::fs::flock(file, how))
+}
+
+/// Tries again for [`LOCK_PATIENCE`] while the image is in use.
+fn patiently<T>(attempt: impl Fn() -> rustix::io::Result<T>) -> rustix::io::Result<T> {
+    let begin = Instant::now();
+    loop {
+        match attempt() {
+            Err(Errno::BUSY | Errno::AGAIN) if begin.elapsed() < LOCK_PATIENCE => {
+                std::thread::sleep(LOCK_RETRY);
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Switches to direct I/O if possible and finds out what the device asks for.

@@ -1,5 +1,6 @@
 //! Every device and wrapper against the conformance suite, and what is special about files.
 
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
 use std::process::Command;
 use std::rc::Rc;
@@ -13,6 +14,7 @@ use bdev::open::ByteSize;
 use bdev::sim::{Effect, Fault, OpKind, SimDisk};
 use bdev::{AlignedBuf, Bdev, BdevError, ImageSpec, IoBuffers, OpenError, OpenOptions, WriteFlags, open};
 use reactor::{Reactor, SystemClock, VirtualClock};
+use rustix::fs::FlockOperation;
 
 const SIZE: u64 = 4 << 20;
 
@@ -168,6 +170,46 @@ fn a_file_in_use_is_refused_and_free_again_afterwards() {
     assert!(matches!(written, Err(BdevError::Io { .. })));
     drop((reader, second));
     open_path(&path, &OpenOptions::default(), &reactor).unwrap();
+}
+
+#[test]
+fn the_end_of_another_user_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.img");
+    let reactor = reactor();
+    drop(open_path(&path, &creating(SIZE), &reactor).unwrap());
+    let other = std::fs::File::open(&path).unwrap();
+    rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+    let ending = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(50));
+        drop(other);
+    });
+    open_path(&path, &OpenOptions::default(), &reactor).unwrap();
+    ending.join().unwrap();
+}
+
+#[test]
+fn the_lock_ends_with_the_device_though_the_file_stays_open() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("disk.img");
+    let reactor = reactor();
+    let device = open_path(&path, &creating(SIZE), &reactor).unwrap();
+    let own = own_descriptor(&path);
+    drop(device);
+    assert_eq!(std::fs::read_link(format!("/proc/self/fd/{}", own.as_raw_fd())).unwrap(), path);
+    let other = std::fs::File::open(&path).unwrap();
+    rustix::fs::flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+}
+
+/// A duplicate of this process's descriptor of the file at `path`, as one in the kernel's hands would be.
+#[expect(unsafe_code, reason = "the number of a descriptor comes from /proc")]
+fn own_descriptor(path: &Path) -> OwnedFd {
+    let opened = std::fs::read_dir("/proc/self/fd").unwrap().map(|entry| entry.unwrap().path());
+    let found =
+        opened.into_iter().find(|fd| std::fs::read_link(fd).is_ok_and(|target| target == path)).unwrap();
+    let number: RawFd = found.file_name().unwrap().to_str().unwrap().parse().unwrap();
+    // SAFETY: the device that owns the descriptor is open during this call.
+    rustix::io::dup(unsafe { BorrowedFd::borrow_raw(number) }).unwrap()
 }
 
 #[test]
