@@ -25,8 +25,10 @@ pub(super) const FSX_MMAP: Case =
 ///
 /// No msync after each mapped write: dirty mapped pages shall meet the other operations.
 ///
+/// No operation of zero bytes: fsx takes the EINVAL of a posix_fallocate of nothing for a file system without it.
+///
 /// Weights beside those of mapped I/O. Syncs and cache drops are rarer than the rest, or nothing would stay cached.
-const CONFIGURATION: &str = "flen = 65536\nnomsyncafterwrite = true\n[opsize]\nmax = 8192\n[weights]\nread = 1\nwrite = 1\ntruncate = 0.5\n\
+const CONFIGURATION: &str = "flen = 65536\nnomsyncafterwrite = true\n[opsize]\nmin = 1\nmax = 8192\n[weights]\nread = 1\nwrite = 1\ntruncate = 0.5\n\
     punch_hole = 0.5\nposix_fallocate = 0.3\nsendfile = 0.2\ncopy_file_range = 0.2\nclose_open = 0.2\n\
     invalidate = 0.2\nfsync = 0.05\nfdatasync = 0.05\n";
 
