@@ -1,5 +1,4 @@
 //! A device in anonymous memory: every operation completes in the call.
-
 //!
 //! Its memory is mapped, not allocated: pages that were never written take no room, and a discarded range
 //! gives its pages back.
