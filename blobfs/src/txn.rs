@@ -44,6 +44,7 @@ pub struct Txn {
     changes: Vec<Change>,
     values: Vec<u8>,
     promised: bool,
+    attributes_only: bool,
 }
 
 impl Txn {
@@ -58,6 +59,7 @@ impl Txn {
         self.changes.clear();
         self.values.clear();
         self.promised = false;
+        self.attributes_only = false;
     }
 
     /// Marks the transaction as one that carries out what a client was promised already: it may use metadata
@@ -69,6 +71,17 @@ impl Txn {
     /// Whether it carries out a promise.
     pub fn is_promised(&self) -> bool {
         self.promised
+    }
+
+    /// Marks the transaction as one that changes attributes, but neither a size nor where data is: it may become
+    /// durable before data that was written ahead of it.
+    pub fn change_attributes_only(&mut self) {
+        self.attributes_only = true;
+    }
+
+    /// Whether it changes attributes only.
+    pub fn is_attributes_only(&self) -> bool {
+        self.attributes_only
     }
 
     /// Inserts or replaces an item.

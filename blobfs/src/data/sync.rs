@@ -20,6 +20,9 @@ impl Fs {
         }
         let mut txn = Txn::new(Origin::default());
         txn.keep_promise();
+        if item.size == inode.stored_size.get() {
+            txn.change_attributes_only();
+        }
         self.commit_item(&mut txn, inode, item)
     }
 

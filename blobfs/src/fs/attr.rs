@@ -77,7 +77,10 @@ impl Fs {
                 regular_file(inode.live.borrow().mode)?;
                 Some(self.truncate(&mut txn, &inode, size)?)
             }
-            None => None,
+            None => {
+                txn.change_attributes_only();
+                None
+            }
         };
         let mut item = truncated.as_ref().map_or_else(|| inode.stored_item(), |truncated| truncated.item());
         apply(&mut item, change, now);

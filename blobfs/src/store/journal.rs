@@ -28,6 +28,8 @@ pub(super) struct SealedBlock {
     pub(super) offset: u64,
     pub(super) bytes: Rc<AlignedBuf>,
     pub(super) last_txn: TxnSeq,
+    /// Data that was written by now has to be durable before this block.
+    pub(super) follows_data: bool,
 }
 
 /// Whether a transaction finds room.
@@ -55,6 +57,7 @@ pub(super) struct Journal {
     next: BlockId,
     open: Vec<u8>,
     last_txn: TxnSeq,
+    follows_data: bool,
 }
 
 impl Journal {
@@ -79,6 +82,7 @@ impl Journal {
             },
             open: Vec::new(),
             last_txn: TxnSeq(superblock.last_txn),
+            follows_data: false,
         }
     }
 
@@ -128,6 +132,11 @@ impl Journal {
         append_txn(&mut self.open, header, records);
     }
 
+    /// The open block shows data, and must not be durable before it.
+    pub(super) fn follow_data(&mut self) {
+        self.follows_data = true;
+    }
+
     /// Closes the open block and gives it its place; `None` when it is empty.
     pub(super) fn seal(&mut self) -> Option<SealedBlock> {
         if self.open.is_empty() {
@@ -146,7 +155,12 @@ impl Journal {
         let mut bytes = AlignedBuf::zeroed(len as usize, self.align);
         bytes[..self.open.len()].copy_from_slice(&self.open);
         self.open.clear();
-        Some(SealedBlock { offset: self.start + pos, bytes: Rc::new(bytes), last_txn: self.last_txn })
+        Some(SealedBlock {
+            offset: self.start + pos,
+            bytes: Rc::new(bytes),
+            last_txn: self.last_txn,
+            follows_data: std::mem::take(&mut self.follows_data),
+        })
     }
 
     /// Where replay starts after a checkpoint of all that is sealed, and the position to free up to.

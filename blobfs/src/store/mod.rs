@@ -371,6 +371,9 @@ impl Store {
         self.prepare(plan, || txn.changes().iter().map(|change| record(txn, change)))?;
         self.admit_nodes(txn, plan)?;
         self.apply(plan, txn.origin(), || txn.changes().iter().map(|change| record(txn, change)))?;
+        if !txn.is_attributes_only() {
+            self.journal.borrow_mut().follow_data();
+        }
         self.after_commit();
         Ok(self.last_seq())
     }
@@ -664,17 +667,28 @@ impl Store {
         }));
     }
 
-    /// Makes data and then the block durable:
+    /// Makes data and the block durable. Where the block names extents or sizes of data that may be in the device's
+    /// cache only, in this order:
     ///
-    /// 1. FLUSH: the block's extents name data that was written, but may be in the device's cache only;
+    /// 1. FLUSH: the data;
     /// 2. the block with FUA: only now may anybody be told that its transactions are durable.
+    ///
+    /// Otherwise one FLUSH behind the block serves both.
     async fn write_block(&self, sealed: Option<SealedBlock>) -> Result<(), FsError> {
         self.check_failed()?;
-        if self.bdev.limits().volatile_cache {
+        let volatile = self.bdev.limits().volatile_cache;
+        let ordered = sealed.as_ref().is_some_and(|block| block.follows_data);
+        if ordered && volatile {
+            self.bdev.flush().await?;
+        }
+        if let Some(block) = &sealed {
+            let flags = if ordered { WriteFlags::FUA } else { WriteFlags::NONE };
+            self.bdev.write(block.offset, IoBuffers::from_aligned(&block.bytes), flags).await?;
+        }
+        if !ordered && volatile {
             self.bdev.flush().await?;
         }
         if let Some(block) = sealed {
-            self.bdev.write(block.offset, IoBuffers::from_aligned(&block.bytes), WriteFlags::FUA).await?;
             self.durable.set(block.last_txn);
             self.release_space();
         }
