@@ -21,8 +21,8 @@ use vhostfs_bench::{
 
 /// Measure vhostfs against virtiofsd.
 ///
-/// Rows come in tables: round-trip (a synthetic guest on one core, the server on the other), uml (a User-Mode Linux
-/// guest and the server on one core) and memory. Without a NAME everything is measured.
+/// Rows come in tables: round-trip (a synthetic guest on one core, the server on the other), uml-file and uml-memory (a
+/// User-Mode Linux guest and the server on one core), uml-two-cores and footprint. Without --only all are measured.
 ///
 /// Machines are noisy: only figures of one run are compared with each other, and the machine should be otherwise
 /// idle. The range of the rounds is in the JSON.
@@ -44,6 +44,9 @@ struct Arguments {
     /// The virtiofsd program [default: from PATH or /usr/libexec]
     #[arg(long, value_name = "PATH")]
     peer: Option<PathBuf>,
+    /// How the peer differs from a released virtiofsd, to be told beside its version
+    #[arg(long, value_name = "TEXT", requires = "peer")]
+    peer_note: Option<String>,
     /// Write results.json, results.md and results.svg here
     #[arg(long, value_name = "DIR", default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/results"))]
     out: PathBuf,
@@ -103,7 +106,7 @@ fn execute(arguments: Arguments) -> anyhow::Result<()> {
     }
     let programs = programs(&arguments)?;
     let scratch = arguments.scratch.unwrap_or_else(default_scratch_parent);
-    let environment = environment(&programs, &scratch);
+    let environment = environment(&programs, arguments.peer_note.as_deref(), &scratch);
     let scale = match (arguments.quick, arguments.long) {
         (true, _) => Scale::Quick,
         (false, true) => Scale::Long,
@@ -137,15 +140,13 @@ fn programs(arguments: &Arguments) -> anyhow::Result<Programs> {
         "neither vhostfs nor virtiofsd was found; name one with --server or --peer"
     );
     if peer.is_none() {
-        eprintln!(
-            "no virtiofsd: install it (cargo install virtiofsd --version 1.14.0) or name it with --peer"
-        );
+        eprintln!("no virtiofsd: name it with --peer; cargo xtask bench builds one");
     }
     Ok(Programs { ours, peer })
 }
 
 /// What the results depend on.
-fn environment(programs: &Programs, scratch: &Path) -> Vec<(String, String)> {
+fn environment(programs: &Programs, peer_note: Option<&str>, scratch: &Path) -> Vec<(String, String)> {
     let output = |program: &Path, arguments: &[&str]| {
         let output = std::process::Command::new(program).args(arguments).output();
         output.map_or("unknown".into(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
@@ -154,6 +155,7 @@ fn environment(programs: &Programs, scratch: &Path) -> Vec<(String, String)> {
     let model = cpu.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or_default();
     let version =
         |path: &Option<PathBuf>| path.as_ref().map_or("absent".into(), |path| output(path, &["--version"]));
+    let peer_note = peer_note.map_or(String::new(), |note| format!(", {note}"));
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
     let date = output(Path::new("date"), &["-u", "+%Y-%m-%d %H:%M UTC"]);
     let file_system = output(Path::new("stat"), &["-f", "-c", "%T", &scratch.to_string_lossy()]);
@@ -163,6 +165,6 @@ fn environment(programs: &Programs, scratch: &Path) -> Vec<(String, String)> {
         ("kernel".into(), output(Path::new("uname"), &["-sr"])),
         ("files on".into(), file_system),
         ("vhostfs".into(), version(&programs.ours)),
-        ("virtiofsd".into(), version(&programs.peer)),
+        ("virtiofsd".into(), version(&programs.peer) + &peer_note),
     ]
 }

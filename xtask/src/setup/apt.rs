@@ -41,6 +41,7 @@ pub(super) const BENCHMARKS: Packages = &[
     "libc6-dev",
     "libcap-ng-dev",
     "libseccomp-dev",
+    "patch",
 ];
 
 /// The only package that Debian 12 has too old: its QEMU 7.2 lacks what the guests use.

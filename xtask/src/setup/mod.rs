@@ -63,12 +63,25 @@ pub(crate) fn ensure(
     Ok(artifacts)
 }
 
-/// Makes present what benchmarks need, and returns the peer, virtiofsd.
-pub(crate) fn ensure_peer() -> anyhow::Result<PathBuf> {
+/// What benchmarks compare with.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    /// virtiofsd.
+    pub(crate) program: PathBuf,
+    /// How it differs from the released one.
+    pub(crate) note: Option<&'static str>,
+}
+
+/// Installs the packages that benchmarks need.
+pub(crate) fn ensure_benchmark_packages() -> anyhow::Result<()> {
+    apt::ensure_installed(&[apt::BENCHMARKS])
+}
+
+/// Makes the peer of benchmarks present.
+pub(crate) fn ensure_peer() -> anyhow::Result<Peer> {
     let cache = cache_dir()?;
-    apt::ensure_installed(&[apt::BENCHMARKS])?;
     tools::VIRTIOFSD.ensure(&cache)?;
-    Ok(tools::VIRTIOFSD.path(&cache))
+    Ok(Peer { program: tools::VIRTIOFSD.path(&cache), note: tools::VIRTIOFSD.note() })
 }
 
 /// Installs the packages that `purpose` needs and that are missing.
