@@ -4,16 +4,19 @@
 //! takes the server's CPU time at both. See [`Mark`].
 
 use std::{
+    env,
     fs::{self, File, OpenOptions},
-    io::{Read as _, Write as _},
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, ensure};
 use rand::{Rng as _, SeedableRng as _, rngs::SmallRng};
+use rustix::fs::{major, minor};
 
 use crate::{
     client::fuse::O_DIRECT,
@@ -25,6 +28,9 @@ use crate::{
 const DIRECT_FILE_LEN: u64 = 64 << 20;
 const BUFFERED_FILE_LEN: u64 = 128 << 20;
 
+/// Name of the file for buffered I/O.
+const BUFFERED_FILE: &str = "buffered";
+
 /// Lengths of requests.
 const SMALL: usize = 4 << 10;
 const LARGE: usize = 1 << 20;
@@ -35,7 +41,7 @@ const JOBS: u64 = 8;
 /// Files that exist before the rows that only look at them or change them.
 const STANDING_FILES: u64 = 100;
 
-/// Begin of the lines that tell the host what happens.
+/// Start of the lines that tell the host what happens.
 const MARK: &str = "@@row ";
 
 /// A line for the host.
@@ -47,12 +53,8 @@ pub enum Mark {
     End {
         /// The row.
         row: String,
-        /// How many there were: requests, files, or bytes.
-        amount: f64,
-        /// How long they took.
-        elapsed: Duration,
-        /// Median of their latencies, where they were taken.
-        median: Option<Duration>,
+        /// What they came to.
+        done: Done,
     },
     /// They could not be done.
     Failed {
@@ -61,6 +63,17 @@ pub enum Mark {
         /// One line.
         why: String,
     },
+}
+
+/// The operations of a row, all together.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Done {
+    /// How many there were: requests, files, or bytes.
+    pub amount: f64,
+    /// How long they took.
+    pub elapsed: Duration,
+    /// Median of their latencies, where they were taken.
+    pub median: Option<Duration>,
 }
 
 impl Mark {
@@ -75,9 +88,11 @@ impl Mark {
             [row, "begin"] => Some(Self::Begin(row.into())),
             [row, "end", amount, elapsed, median] => Some(Self::End {
                 row: row.into(),
-                amount: amount.parse().ok()?,
-                elapsed: Duration::from_nanos(elapsed.parse().ok()?),
-                median: median.parse().ok().map(Duration::from_nanos),
+                done: Done {
+                    amount: amount.parse().ok()?,
+                    elapsed: Duration::from_nanos(elapsed.parse().ok()?),
+                    median: median.parse().ok().map(Duration::from_nanos),
+                },
             }),
             _ => None,
         }
@@ -86,7 +101,7 @@ impl Mark {
     fn print(&self) {
         match self {
             Self::Begin(row) => println!("{MARK}{row} begin"),
-            Self::End { row, amount, elapsed, median } => {
+            Self::End { row, done: Done { amount, elapsed, median } } => {
                 let median = median.map_or("-".into(), |median| median.as_nanos().to_string());
                 println!("{MARK}{row} end {amount} {} {median}", elapsed.as_nanos());
             }
@@ -137,7 +152,7 @@ impl Stage {
     /// Operations until the round is over, each of `amount`.
     fn timed(&self, amount: f64, mut operation: impl FnMut(u64) -> anyhow::Result<()>) -> anyhow::Result<()> {
         let mut latencies = Vec::new();
-        Mark::Begin(self.row.into()).print();
+        self.begin();
         let (begin, mut before, mut now) = (Instant::now(), Instant::now(), Instant::now());
         for number in 0.. {
             operation(number)?;
@@ -150,18 +165,30 @@ impl Stage {
         }
         let amount = amount * latencies.len() as f64;
         let median = Some(Duration::from_nanos(median(&mut latencies) as u64));
-        Mark::End { row: self.row.into(), amount, elapsed: now - begin, median }.print();
+        self.end(Done { amount, elapsed: now - begin, median });
         Ok(())
     }
 
     /// Work that has its own end, of `amount` in all.
     fn whole(&self, amount: f64, work: impl FnOnce() -> anyhow::Result<()>) -> anyhow::Result<()> {
-        Mark::Begin(self.row.into()).print();
+        self.counted(|| work().map(|()| amount))
+    }
+
+    /// Work that has its own end, and tells what it amounted to.
+    fn counted(&self, work: impl FnOnce() -> anyhow::Result<f64>) -> anyhow::Result<()> {
+        self.begin();
         let begin = Instant::now();
-        work()?;
-        let elapsed = begin.elapsed();
-        Mark::End { row: self.row.into(), amount, elapsed, median: None }.print();
+        let amount = work()?;
+        self.end(Done { amount, elapsed: begin.elapsed(), median: None });
         Ok(())
+    }
+
+    fn begin(&self) {
+        Mark::Begin(self.row.into()).print();
+    }
+
+    fn end(&self, done: Done) {
+        Mark::End { row: self.row.into(), done }.print();
     }
 
     /// So many operations on names.
@@ -230,6 +257,11 @@ fn small_offset(random: &mut SmallRng) -> u64 {
     random.random_range(0..DIRECT_FILE_LEN / SMALL as u64) * SMALL as u64
 }
 
+/// The offset of a large request, by its number: in order, and from the start again at the end of the file.
+fn large_offset(number: u64) -> u64 {
+    number * LARGE as u64 % DIRECT_FILE_LEN
+}
+
 /// 4 KiB direct reads.
 pub fn direct_read(stage: &Stage) -> anyhow::Result<()> {
     let file = stage.data_file(O_DIRECT)?;
@@ -256,7 +288,7 @@ pub fn direct_write_jobs(stage: &Stage) -> anyhow::Result<()> {
 
 fn jobs(
     stage: &Stage,
-    operation: impl Fn(&File, &mut [u8], u64) -> std::io::Result<()> + Sync,
+    operation: impl Fn(&File, &mut [u8], u64) -> io::Result<()> + Sync,
 ) -> anyhow::Result<()> {
     let file = stage.data_file(O_DIRECT)?;
     let until_end = |seed: u64, begin: Instant| -> anyhow::Result<u64> {
@@ -268,54 +300,85 @@ fn jobs(
         }
         Ok(count)
     };
-    Mark::Begin(stage.row.into()).print();
-    let begin = Instant::now();
-    let total = std::thread::scope(|scope| -> anyhow::Result<u64> {
-        let threads: Vec<_> = (0..JOBS).map(|seed| scope.spawn(move || until_end(seed, begin))).collect();
-        let counts = threads.into_iter().map(|thread| {
-            thread.join().map_err(|_| anyhow::anyhow!("a job panicked")).and_then(|count| count)
-        });
-        counts.sum()
-    })?;
-    let (amount, elapsed) = (total as f64, begin.elapsed());
-    Mark::End { row: stage.row.into(), amount, elapsed, median: None }.print();
-    Ok(())
+    stage.counted(|| {
+        let begin = Instant::now();
+        let total = thread::scope(|scope| -> anyhow::Result<u64> {
+            let threads: Vec<_> = (0..JOBS).map(|seed| scope.spawn(move || until_end(seed, begin))).collect();
+            let counts = threads.into_iter().map(|thread| {
+                thread.join().map_err(|_| anyhow::anyhow!("a job panicked")).and_then(|count| count)
+            });
+            counts.sum()
+        })?;
+        Ok(total as f64)
+    })
 }
 
 /// 1 MiB direct reads in order.
 pub fn sequential_read(stage: &Stage) -> anyhow::Result<()> {
     let file = stage.data_file(O_DIRECT)?;
     let mut buffer = AlignedBuffer::new(LARGE);
-    let offset = |number: u64| number * LARGE as u64 % DIRECT_FILE_LEN;
-    stage.timed(LARGE as f64, |number| Ok(file.read_exact_at(buffer.get(), offset(number))?))
+    stage.timed(LARGE as f64, |number| Ok(file.read_exact_at(buffer.get(), large_offset(number))?))
 }
 
 /// 1 MiB direct writes in order.
 pub fn sequential_write(stage: &Stage) -> anyhow::Result<()> {
     let file = stage.data_file(O_DIRECT)?;
     let mut buffer = AlignedBuffer::new(LARGE);
-    let offset = |number: u64| number * LARGE as u64 % DIRECT_FILE_LEN;
-    stage.timed(LARGE as f64, |number| Ok(file.write_all_at(buffer.get(), offset(number))?))
+    stage.timed(LARGE as f64, |number| Ok(file.write_all_at(buffer.get(), large_offset(number))?))
 }
 
 /// A new file by 1 MiB buffered writes, with an fsync at the end.
 pub fn buffered_write(stage: &Stage) -> anyhow::Result<()> {
-    let path = stage.folder.join("buffered");
-    stage.whole(BUFFERED_FILE_LEN as f64, || fill(&path, BUFFERED_FILE_LEN))
+    write_buffered_file(stage, &stage.folder.join(BUFFERED_FILE))
 }
 
-/// The file again, which the guest has dropped from its memory and the server may have in its own.
+/// The same, while Linux lets the mount have all of the dirty memory that a guest may have.
+pub fn buffered_write_unthrottled(stage: &Stage) -> anyhow::Result<()> {
+    let path = stage.folder_of_row()?.join(BUFFERED_FILE);
+    with_dirty_share(&stage.folder, 100, || write_buffered_file(stage, &path))?;
+    // The server's memory is left to the file that the next row reads.
+    Ok(fs::remove_file(path)?)
+}
+
+fn write_buffered_file(stage: &Stage, path: &Path) -> anyhow::Result<()> {
+    stage.whole(BUFFERED_FILE_LEN as f64, || fill(path, BUFFERED_FILE_LEN))
+}
+
+/// Does `work` while the mount of `folder` may have `percent` of the guest's dirty memory.
+///
+/// Linux gives a FUSE mount 1 % (`max_ratio` of its backing device), and with a write-back cache lets a writer sleep
+/// that wants more, however fast the server is.
+fn with_dirty_share(
+    folder: &Path,
+    percent: u32,
+    work: impl FnOnce() -> anyhow::Result<()>,
+) -> anyhow::Result<()> {
+    let device = fs::metadata(folder)?.dev();
+    let share = format!("/sys/class/bdi/{}:{}/max_ratio", major(device), minor(device));
+    let before = fs::read_to_string(&share).with_context(|| share.clone())?;
+    fs::write(&share, percent.to_string())?;
+    let outcome = work();
+    fs::write(&share, before)?;
+    outcome
+}
+
+/// The file again, which the guest has dropped from its memory. It has read it once before, so that a server that
+/// keeps what is read has it.
 pub fn buffered_read(stage: &Stage) -> anyhow::Result<()> {
-    let path = stage.folder.join("buffered");
+    let path = stage.folder.join(BUFFERED_FILE);
     if !path.exists() {
         fill(&path, BUFFERED_FILE_LEN)?;
     }
     drop_caches()?;
+    read_buffered_file(&path)?;
+    drop_caches()?;
+    stage.whole(BUFFERED_FILE_LEN as f64, || read_buffered_file(&path))
+}
+
+fn read_buffered_file(path: &Path) -> anyhow::Result<()> {
     let mut block = vec![0; LARGE];
-    stage.whole(BUFFERED_FILE_LEN as f64, || {
-        let mut file = File::open(&path)?;
-        (0..BUFFERED_FILE_LEN / LARGE as u64).try_for_each(|_| Ok(file.read_exact(&mut block)?))
-    })
+    let mut file = File::open(path)?;
+    (0..BUFFERED_FILE_LEN / LARGE as u64).try_for_each(|_| Ok(file.read_exact(&mut block)?))
 }
 
 fn drop_caches() -> anyhow::Result<()> {
@@ -416,7 +479,7 @@ pub fn git_status(stage: &Stage) -> anyhow::Result<()> {
 
 fn git() -> Command {
     let mut git = Command::new("git");
-    git.env("HOME", "/mnt/tmp").env("GIT_CONFIG_NOSYSTEM", "1").args(["-c", "safe.directory=*"]);
+    git.env("HOME", env::temp_dir()).env("GIT_CONFIG_NOSYSTEM", "1").args(["-c", "safe.directory=*"]);
     git
 }
 
@@ -456,9 +519,11 @@ mod tests {
         assert_eq!(Mark::parse("@@row a begin"), Some(Mark::Begin("a".into())));
         let end = Mark::End {
             row: "a".into(),
-            amount: 2.0,
-            elapsed: Duration::from_nanos(30),
-            median: Some(Duration::from_nanos(4)),
+            done: Done {
+                amount: 2.0,
+                elapsed: Duration::from_nanos(30),
+                median: Some(Duration::from_nanos(4)),
+            },
         };
         assert_eq!(Mark::parse("@@row a end 2 30 4"), Some(end));
         assert_eq!(Mark::parse("@@row a end 2 30"), None);

@@ -9,7 +9,7 @@ use anyhow::Context as _;
 use vhostfs_tests::{artifacts::MOUNT_POINT, uml::UmlGuest};
 
 use crate::{
-    guest::{self, Mark, Stage, Work},
+    guest::{self, Done, Mark, Stage, Work},
     machine::{CLIENT_CORE, SERVER_CORE},
     material,
     result::{Figure, Goal, Row, Table, Unit},
@@ -46,6 +46,7 @@ const ROWS: &[GuestRow] = &[
     row("direct-read-1m", "1 MiB direct read", Unit::GigabytesPerSecond, guest::sequential_read, BETTER),
     row("direct-write-1m", "1 MiB direct write", Unit::GigabytesPerSecond, guest::sequential_write, BETTER),
     row("write-1m", "1 MiB buffered write, fsync at the end", Unit::GigabytesPerSecond, guest::buffered_write, BETTER),
+    row("write-1m-unthrottled", "1 MiB buffered write, fsync, max_ratio 100", Unit::GigabytesPerSecond, guest::buffered_write_unthrottled, BETTER),
     row("read-1m", "1 MiB buffered read, warm", Unit::GigabytesPerSecond, guest::buffered_read, BETTER),
     row("write-fsync", "4 KiB random write and fsync", Unit::KiloPerSecond, guest::write_fsync, BETTER),
     row("create", "create", Unit::KiloPerSecond, guest::create, TWICE),
@@ -190,14 +191,14 @@ impl Plan {
         let core = self.guest_core.to_string();
         let guest = UmlGuest { cpus: Some(&core), ..UmlGuest::new(server.socket()) };
         let name = format!("{}-{side:?}-{round}", self.table).to_lowercase();
-        let mut begun = None;
+        let mut cpu_at_begin = None;
         let mut on_line = |line: &str| -> anyhow::Result<()> {
             match Mark::parse(line) {
-                Some(Mark::Begin(row)) => begun = Some((row, server.cpu_time()?)),
+                Some(Mark::Begin(_)) => cpu_at_begin = Some(server.cpu_time()?),
                 Some(Mark::Failed { row, why }) => taken(row, Err(why)),
-                Some(end @ Mark::End { .. }) => {
-                    let (_, before) = begun.take().context("a row ended that had not begun")?;
-                    let (row, sample) = self.sample(end, server.cpu_time()?.saturating_sub(before));
+                Some(Mark::End { row, done }) => {
+                    let before = cpu_at_begin.take().context("a row ended that had not begun")?;
+                    let sample = self.sample(&row, done, server.cpu_time()?.saturating_sub(before));
                     taken(row, Ok(sample));
                 }
                 None => {}
@@ -223,10 +224,8 @@ impl Plan {
         ))
     }
 
-    fn sample(&self, end: Mark, cpu: Duration) -> (String, Sample) {
-        let Mark::End { row, amount, elapsed, median } = end else {
-            unreachable!("only an end makes a sample")
-        };
+    fn sample(&self, row: &str, done: Done, cpu: Duration) -> Sample {
+        let Done { amount, elapsed, median } = done;
         let unit = self.rows.iter().find(|known| known.name == row).map_or(Unit::Seconds, |row| row.unit);
         let rate = amount / elapsed.as_secs_f64();
         let value = match unit {
@@ -237,6 +236,6 @@ impl Plan {
             Unit::Seconds => elapsed.as_secs_f64(),
         };
         let operations = if unit == Unit::GigabytesPerSecond { amount / BYTES_PER_OPERATION } else { amount };
-        (row, Sample { value, cpu_us: cpu.as_secs_f64() * 1e6 / operations })
+        Sample { value, cpu_us: cpu.as_secs_f64() * 1e6 / operations }
     }
 }

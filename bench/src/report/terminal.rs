@@ -5,7 +5,7 @@ use crate::result::{Results, Row, Table};
 use super::{HEADINGS, cells};
 
 /// Columns of the cells, wide enough for what usually stands in them; the last is open.
-const WIDTHS: [usize; 8] = [21, 44, 22, 22, 7, 9, 12, 0];
+const WIDTHS: [usize; 8] = [31, 54, 22, 22, 7, 9, 12, 0];
 
 /// The headings, aligned as the rows.
 pub fn headings() -> String {
