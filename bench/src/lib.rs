@@ -2,7 +2,7 @@
 //!
 //! | module | is |
 //! |---|---|
-//! | [`client`] | a synthetic vhost-user-fs guest, for load and for hostile tests |
+//! | [`client`] | a synthetic vhost-user-fs guest |
 //! | [`load`], [`workloads`] | the loop that keeps requests under way, and what they are |
 //! | [`guest`], [`material`] | what a real guest does, and what it unpacks and clones |
 //! | [`server`], [`machine`] | the servers as processes on a core; what the cores can do at best |

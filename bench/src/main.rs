@@ -15,7 +15,7 @@ use vhostfs_bench::{
     machine::Calibration,
     report,
     result::Results,
-    run::{Run, Scale, default_scratch_parent},
+    run::{Run, Scale},
     server::{Programs, check_program},
 };
 
@@ -100,12 +100,12 @@ fn execute(arguments: Arguments) -> anyhow::Result<()> {
     }
     if arguments.list {
         for (table, name, what) in cases::names() {
-            println!("{table:12} {name:22} {what}");
+            println!("{table:14} {name:31} {what}");
         }
         return Ok(());
     }
     let programs = programs(&arguments)?;
-    let scratch = arguments.scratch.unwrap_or_else(default_scratch_parent);
+    let scratch = arguments.scratch.unwrap_or_else(env::temp_dir);
     let environment = environment(&programs, arguments.peer_note.as_deref(), &scratch);
     let scale = match (arguments.quick, arguments.long) {
         (true, _) => Scale::Quick,

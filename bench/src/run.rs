@@ -83,8 +83,3 @@ impl Run {
         println!("{}", terminal::line(row));
     }
 }
-
-/// Folder for scratch folders if none is given.
-pub fn default_scratch_parent() -> PathBuf {
-    std::env::temp_dir()
-}

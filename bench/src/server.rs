@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    os::unix::net::UnixStream,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -201,10 +200,4 @@ pub fn check_program(path: &Path) -> anyhow::Result<()> {
     let output = output.with_context(|| format!("{}: cannot be started", path.display()))?;
     ensure!(output.status.success(), "{} --version: {}", path.display(), output.status);
     Ok(())
-}
-
-/// Connects and hangs up: ends a peer that waits for its first guest.
-pub fn hang_up(socket: &Path) {
-    // An error means that nobody waits any more.
-    let _gone = UnixStream::connect(socket);
 }

@@ -41,7 +41,7 @@ impl TestFile {
     /// Makes the file in the root, fills it, syncs it, and opens it with or without `O_DIRECT`.
     pub fn make(client: &mut Client, name: &str, len: u64, direct: bool) -> anyhow::Result<Self> {
         match client.unlink(ROOT_ID, name) {
-            Ok(()) | Err(ClientError::Errno { errno: 2, .. }) => {}
+            Ok(()) | Err(ClientError::Errno { errno: fuse::ENOENT, .. }) => {}
             Err(error) => return Err(error.into()),
         }
         let created = client.create(ROOT_ID, name, 0)?;
@@ -373,7 +373,7 @@ fn text(name: &[u8]) -> &str {
 pub fn directory(client: &mut Client, name: &str) -> anyhow::Result<u64> {
     match client.mkdir(ROOT_ID, name) {
         Ok(entry) => Ok(entry.nodeid),
-        Err(ClientError::Errno { errno: 17, .. }) => Ok(client.lookup(ROOT_ID, name)?.nodeid),
+        Err(ClientError::Errno { errno: fuse::EEXIST, .. }) => Ok(client.lookup(ROOT_ID, name)?.nodeid),
         Err(error) => Err(error).with_context(|| format!("directory {name}")),
     }
 }

@@ -251,8 +251,8 @@ enum Subject {
     Steady(Box<dyn Workload>),
     /// Creates in a directory, removed after each round.
     Creates(u64),
-    /// Unlinks in a directory, whose files are made before each round; how many.
-    Unlinks(u64, u64),
+    /// Unlinks in a directory, whose files are made before each round.
+    Unlinks { directory: u64, count: u64 },
 }
 
 impl Subject {
@@ -267,7 +267,10 @@ impl Subject {
             Kind::Getattr => Box::new(Getattr::new(TestFile::make(client, "attributes", 4096, false)?)),
             Kind::Lookup => Box::new(Lookup::make(client, LOOKUP_FILES)?),
             Kind::Create => return Ok(Self::Creates(directory(client, "create")?)),
-            Kind::Unlink => return Ok(Self::Unlinks(directory(client, "unlink")?, FIRST_UNLINKS)),
+            Kind::Unlink => {
+                let directory = directory(client, "unlink")?;
+                return Ok(Self::Unlinks { directory, count: FIRST_UNLINKS });
+            }
         }))
     }
 
@@ -289,7 +292,7 @@ impl Subject {
                 create.forget(client)?;
                 Ok(round)
             }
-            Self::Unlinks(directory, count) => {
+            Self::Unlinks { directory, count } => {
                 let mut create = Create::new(client, *directory, *count);
                 load::run(client, &mut create, case.depth, Duration::MAX)?;
                 create.release(client)?;

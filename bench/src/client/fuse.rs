@@ -20,6 +20,10 @@ pub const O_CREAT: u32 = 0o100;
 /// `S_IFREG`.
 pub const S_IFREG: u32 = 0o100_000;
 
+/// `ENOENT`: there is no such name.
+pub const ENOENT: i32 = 2;
+/// `EEXIST`: there is such a name already.
+pub const EEXIST: i32 = 17;
 /// `ENOSYS`: the server does not serve this operation, and wants not to be asked again.
 pub const ENOSYS: i32 = 38;
 
@@ -34,9 +38,8 @@ macro_rules! opcodes {
 }
 
 opcodes! {
-    Lookup = 1, Forget = 2, Getattr = 3, Setattr = 4, Mkdir = 9, Unlink = 10, Rmdir = 11, Open = 14, Read = 15,
-    Write = 16, Statfs = 17, Release = 18, Fsync = 20, Flush = 25, Init = 26, Opendir = 27, Readdir = 28,
-    Releasedir = 29, Create = 35, Destroy = 38, BatchForget = 42, Readdirplus = 44, Rename2 = 45, Syncfs = 50,
+    Lookup = 1, Getattr = 3, Mkdir = 9, Unlink = 10, Open = 14, Read = 15, Write = 16, Release = 18, Fsync = 20,
+    Init = 26, Opendir = 27, Releasedir = 29, Create = 35, BatchForget = 42,
 }
 
 macro_rules! wire {
@@ -79,15 +82,8 @@ wire! {
     GetattrIn { getattr_flags: u32, dummy: u32, fh: u64 }
     /// Attributes as an answer.
     AttrOut { attr_valid: u64, attr_valid_nsec: u32, dummy: u32, attr: Attr }
-    /// Arguments of SETATTR; `valid` says which fields count.
-    SetattrIn {
-        valid: u32, padding: u32, fh: u64, size: u64, lock_owner: u64, atime: u64, mtime: u64, ctime: u64,
-        atimensec: u32, mtimensec: u32, ctimensec: u32, mode: u32, unused4: u32, uid: u32, gid: u32, unused5: u32,
-    }
     /// Arguments of MKDIR, before the name.
     MkdirIn { mode: u32, umask: u32 }
-    /// Arguments of RENAME2, before the two names.
-    Rename2In { newdir: u64, flags: u32, padding: u32 }
     /// Arguments of OPEN and OPENDIR.
     OpenIn { flags: u32, open_flags: u32 }
     /// An open file or directory.
@@ -96,7 +92,7 @@ wire! {
     CreateIn { flags: u32, mode: u32, umask: u32, open_flags: u32 }
     /// Answer of CREATE.
     CreateOut { entry: EntryOut, open: OpenOut }
-    /// Arguments of READ, READDIR and READDIRPLUS.
+    /// Arguments of READ.
     ReadIn { fh: u64, offset: u64, size: u32, read_flags: u32, lock_owner: u64, flags: u32, padding: u32 }
     /// Arguments of WRITE.
     WriteIn { fh: u64, offset: u64, size: u32, write_flags: u32, lock_owner: u64, flags: u32, padding: u32 }
@@ -104,31 +100,15 @@ wire! {
     WriteOut { size: u32, padding: u32 }
     /// Arguments of RELEASE and RELEASEDIR.
     ReleaseIn { fh: u64, flags: u32, release_flags: u32, lock_owner: u64 }
-    /// Arguments of FLUSH.
-    FlushIn { fh: u64, unused: u32, padding: u32, lock_owner: u64 }
     /// Arguments of FSYNC.
     FsyncIn { fh: u64, fsync_flags: u32, padding: u32 }
-    /// Arguments of FORGET, which has no answer.
-    ForgetIn { nlookup: u64 }
     /// Arguments of BATCH_FORGET, before its list.
     BatchForgetIn { count: u32, dummy: u32 }
     /// One node of BATCH_FORGET.
     ForgetOne { nodeid: u64, nlookup: u64 }
-    /// Answer of STATFS.
-    StatfsOut {
-        blocks: u64, bfree: u64, bavail: u64, files: u64, ffree: u64, bsize: u32, namelen: u32, frsize: u32,
-        padding: u32, spare: [u32; 6],
-    }
-    /// Directory entry, before its name; each is padded to 8 bytes.
-    Dirent { ino: u64, off: u64, namelen: u32, kind: u32 }
     /// Start of the security context that follows a create, when both sides know of it.
     SecctxHeader { size: u32, nr_secctx: u32 }
 }
-
-/// SETATTR sets the mode.
-pub const FATTR_MODE: u32 = 1;
-/// SETATTR sets the size.
-pub const FATTR_SIZE: u32 = 1 << 3;
 
 /// READDIRPLUS answers with attributes.
 pub const DO_READDIRPLUS: u64 = 1 << 13;
@@ -147,7 +127,7 @@ pub const SECURITY_CTX: u64 = 1 << 32;
 
 /// Flags of a Linux 6.12 guest (`fuse_send_init`), both words. Left out: what needs a DAX window or a host.
 pub const GUEST_FLAGS: u64 = {
-    let low = 0b1111_1111 // async read ... splice read (bits 0-7)
+    let low = 0b1111_1111 // async read ... splice write (bits 0-7)
         | 1 << 8 // splice move
         | 1 << 9 // splice read
         | 1 << 10 // flock locks
@@ -189,8 +169,5 @@ const _: () = {
     assert!(size_of::<OutHeader>() == 16);
     assert!(size_of::<InitIn>() == 64 && size_of::<InitOut>() == 64);
     assert!(size_of::<EntryOut>() == 128 && size_of::<AttrOut>() == 104);
-    assert!(size_of::<SetattrIn>() == 88);
     assert!(size_of::<ReadIn>() == 40 && size_of::<WriteIn>() == 40);
-    assert!(size_of::<StatfsOut>() == 80);
-    assert!(size_of::<Dirent>() == 24);
 };

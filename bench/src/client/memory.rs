@@ -9,7 +9,6 @@
 
 use std::{
     fs::File,
-    os::fd::{AsFd, BorrowedFd},
     ptr::{self, NonNull},
     sync::atomic::AtomicU16,
 };
@@ -78,13 +77,8 @@ impl Memory {
     }
 
     /// Bytes of memory.
-    pub fn len(&self) -> usize {
+    pub fn len_bytes(&self) -> usize {
         self.len
-    }
-
-    /// Whether there is no memory at all.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
     }
 
     /// Address of the first byte in this process: the "user address" of vhost-user.
@@ -92,7 +86,7 @@ impl Memory {
         self.base.addr().get() as u64
     }
 
-    /// The memory's file, to be shared or to be shrunk by a hostile test.
+    /// The memory's file, to be shared.
     pub fn file(&self) -> &File {
         &self.file
     }
@@ -149,12 +143,6 @@ impl Memory {
     #[inline]
     fn check(&self, offset: usize, len: usize) {
         assert!(offset <= self.len && len <= self.len - offset, "outside the guest's memory");
-    }
-}
-
-impl AsFd for Memory {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
     }
 }
 

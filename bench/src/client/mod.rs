@@ -3,18 +3,13 @@
 //! | module | is |
 //! |---|---|
 //! | [`memory`] | the guest's memory: a memfd shared with the device |
-//! | [`ring`] | the driver's side of a split virtqueue; nothing in it checks what the caller puts there |
+//! | [`ring`] | the driver's side of a split virtqueue |
 //! | [`channel`] | a queue with slots for requests and replies, laid out as Linux's driver does |
 //! | [`fuse`] | the protocol's structs |
 //! | [`Client`] | a mounted guest: one function per operation, each waiting for its reply |
 //!
-//! As a load generator: offer requests on a [`Channel`], publish them once, take replies by polling; about 50 ns of
+//! Offer requests on a [`Channel`], publish them once, take replies by polling; about 50 ns of
 //! the client's own time per request, no system call unless the device asks for a kick.
-//!
-//! As a hostile guest: [`Client::connect_unmounted`], then [`Client::queue`] for a ring, into which any descriptor,
-//! head or index may be written ([`Ring::set_descriptor`](ring::Ring::set_descriptor),
-//! [`Ring::offer`](ring::Ring::offer), [`Ring::force_available_index`](ring::Ring::force_available_index)),
-//! [`Client::frontend`] for messages out of order, and [`Memory::file`] to shrink the memory.
 
 pub mod channel;
 pub mod fuse;
@@ -40,9 +35,8 @@ use zerocopy::{FromBytes, FromZeros as _, Immutable, IntoBytes};
 use self::{
     channel::{Channel, ChannelOptions, Data},
     fuse::{
-        AttrOut, CreateIn, CreateOut, EntryOut, ForgetIn, ForgetOne, FsyncIn, GetattrIn, InitIn, InitOut,
-        MkdirIn, Opcode, OpenIn, OpenOut, ReadIn, ReleaseIn, Rename2In, SecctxHeader, SetattrIn, StatfsOut,
-        WriteIn, WriteOut, bytes,
+        AttrOut, CreateIn, CreateOut, EntryOut, ForgetOne, FsyncIn, GetattrIn, InitIn, InitOut, MkdirIn,
+        Opcode, OpenIn, OpenOut, ReadIn, ReleaseIn, SecctxHeader, WriteIn, WriteOut, bytes,
     },
     memory::{GPA_BASE, Memory},
 };
@@ -125,7 +119,8 @@ impl Default for ClientOptions {
 
 /// A guest connected to a device.
 pub struct Client {
-    frontend: Frontend,
+    /// The conversation with the device, which ends with it.
+    _frontend: Frontend,
     memory: Memory,
     /// The high-priority queue, then the request queues.
     channels: Vec<Channel>,
@@ -136,13 +131,13 @@ pub struct Client {
 impl Client {
     /// Connects and mounts: FUSE_INIT as a Linux 6.12 guest sends it.
     pub fn connect(socket: &Path, options: ClientOptions) -> Result<Self, ClientError> {
-        let mut client = Self::connect_unmounted(socket, options)?;
+        let mut client = Self::start(socket, options)?;
         client.init()?;
         Ok(client)
     }
 
     /// Connects and starts the queues, but sends no request.
-    pub fn connect_unmounted(socket: &Path, options: ClientOptions) -> Result<Self, ClientError> {
+    fn start(socket: &Path, options: ClientOptions) -> Result<Self, ClientError> {
         let queues = u64::from(options.queues) + 1;
         let mut frontend = Frontend::connect(socket, queues)?;
         let features = negotiate(&mut frontend)?;
@@ -163,7 +158,7 @@ impl Client {
         }
         frontend.set_mem_table(&[VhostUserMemoryRegionInfo {
             guest_phys_addr: GPA_BASE,
-            memory_size: memory.len() as u64,
+            memory_size: memory.len_bytes() as u64,
             userspace_addr: memory.user_base(),
             mmap_offset: 0,
             mmap_handle: memory.file().as_raw_fd(),
@@ -171,11 +166,11 @@ impl Client {
         for (index, channel) in channels.iter_mut().enumerate() {
             start_queue(&mut frontend, &memory, index, channel)?;
         }
-        Ok(Self { frontend, memory, channels, init: InitOut::new_zeroed(), no_open: false })
+        Ok(Self { _frontend: frontend, memory, channels, init: InitOut::new_zeroed(), no_open: false })
     }
 
     /// Mounts: FUSE_INIT, and a look at whether the server wants OPEN at all.
-    pub fn init(&mut self) -> Result<(), ClientError> {
+    fn init(&mut self) -> Result<(), ClientError> {
         let init = InitIn {
             major: fuse::VERSION.0,
             minor: fuse::VERSION.1,
@@ -195,11 +190,6 @@ impl Client {
         Ok(())
     }
 
-    /// What the server granted.
-    pub fn init_out(&self) -> &InitOut {
-        &self.init
-    }
-
     /// Both words of the flags that the server granted.
     pub fn flags(&self) -> u64 {
         u64::from(self.init.flags) | u64::from(self.init.flags2) << 32
@@ -208,26 +198,6 @@ impl Client {
     /// Largest WRITE in bytes, which is also what this client reads at most.
     pub fn max_write(&self) -> u32 {
         self.init.max_write
-    }
-
-    /// Whether files are used without opening them.
-    pub fn no_open(&self) -> bool {
-        self.no_open
-    }
-
-    /// The guest's memory.
-    pub fn memory(&self) -> &Memory {
-        &self.memory
-    }
-
-    /// The guest's memory, to allocate in.
-    pub fn memory_mut(&mut self) -> &mut Memory {
-        &mut self.memory
-    }
-
-    /// The conversation with the device.
-    pub fn frontend(&mut self) -> &mut Frontend {
-        &mut self.frontend
     }
 
     /// A queue and the memory it lies in. Queue 0 is the high-priority queue, request queues follow.
@@ -276,18 +246,6 @@ impl Client {
         self.call(Opcode::Getattr, node, &[bytes(&GetattrIn { getattr_flags: 0, dummy: 0, fh: 0 })])
     }
 
-    /// SETATTR of the size.
-    pub fn truncate(&mut self, node: u64, size: u64) -> Result<AttrOut, ClientError> {
-        let args = SetattrIn { valid: fuse::FATTR_SIZE, size, ..SetattrIn::new_zeroed() };
-        self.call(Opcode::Setattr, node, &[bytes(&args)])
-    }
-
-    /// SETATTR of the mode.
-    pub fn chmod(&mut self, node: u64, mode: u32) -> Result<AttrOut, ClientError> {
-        let args = SetattrIn { valid: fuse::FATTR_MODE, mode, ..SetattrIn::new_zeroed() };
-        self.call(Opcode::Setattr, node, &[bytes(&args)])
-    }
-
     /// MKDIR.
     pub fn mkdir(&mut self, parent: u64, name: &str) -> Result<EntryOut, ClientError> {
         let args = MkdirIn { mode: 0o755, umask: 0 };
@@ -317,31 +275,9 @@ impl Client {
         self.call(Opcode::Unlink, parent, &[name.as_bytes(), b"\0"])
     }
 
-    /// RMDIR.
-    pub fn rmdir(&mut self, parent: u64, name: &str) -> Result<(), ClientError> {
-        self.call(Opcode::Rmdir, parent, &[name.as_bytes(), b"\0"])
-    }
-
-    /// RENAME2.
-    pub fn rename(
-        &mut self,
-        (parent, name): (u64, &str),
-        (new_parent, new_name): (u64, &str),
-        flags: u32,
-    ) -> Result<(), ClientError> {
-        let args = Rename2In { newdir: new_parent, flags, padding: 0 };
-        let parts = [bytes(&args), name.as_bytes(), b"\0", new_name.as_bytes(), b"\0"];
-        self.call(Opcode::Rename2, parent, &parts)
-    }
-
     /// OPEN; file handle 0 without asking if the server does without.
     pub fn open(&mut self, node: u64, flags: u32) -> Result<u64, ClientError> {
         self.open_with(Opcode::Open, node, flags)
-    }
-
-    /// OPENDIR; file handle 0 without asking if the server does without.
-    pub fn opendir(&mut self, node: u64) -> Result<u64, ClientError> {
-        self.open_with(Opcode::Opendir, node, 0)
     }
 
     fn open_with(&mut self, opcode: Opcode, node: u64, flags: u32) -> Result<u64, ClientError> {
@@ -357,45 +293,9 @@ impl Client {
         if self.no_open { Ok(()) } else { self.close(Opcode::Release, node, fh) }
     }
 
-    /// RELEASEDIR; nothing if the server does without OPENDIR.
-    pub fn releasedir(&mut self, node: u64, fh: u64) -> Result<(), ClientError> {
-        if self.no_open { Ok(()) } else { self.close(Opcode::Releasedir, node, fh) }
-    }
-
     fn close(&mut self, opcode: Opcode, node: u64, fh: u64) -> Result<(), ClientError> {
         let args = ReleaseIn { fh, flags: 0, release_flags: 0, lock_owner: 0 };
         self.call(opcode, node, &[bytes(&args)])
-    }
-
-    /// READ of up to `buffer.len()` bytes; returns how many there were.
-    pub fn read(&mut self, node: u64, fh: u64, offset: u64, buffer: &mut [u8]) -> Result<usize, ClientError> {
-        let args = read_args(fh, offset, buffer.len() as u32, 0);
-        let len = self.read_into_slot(Opcode::Read, node, &args)?.min(buffer.len());
-        self.memory.read(self.channels[1].data_offset(0), &mut buffer[..len]);
-        Ok(len)
-    }
-
-    /// READDIRPLUS from a cookie; returns the raw entries, none at the end.
-    pub fn readdirplus(
-        &mut self,
-        node: u64,
-        fh: u64,
-        cookie: u64,
-        size: u32,
-    ) -> Result<Vec<u8>, ClientError> {
-        let len = self.read_into_slot(Opcode::Readdirplus, node, &read_args(fh, cookie, size, 0))?;
-        let mut entries = vec![0; len];
-        self.memory.read(self.channels[1].data_offset(0), &mut entries);
-        Ok(entries)
-    }
-
-    /// Sends a read; the data lies in slot 0 then. Returns its length.
-    fn read_into_slot(&mut self, opcode: Opcode, node: u64, args: &ReadIn) -> Result<usize, ClientError> {
-        let () = self.call_with(opcode, node, &[bytes(args)], Data::FromDevice(args.size), 0)?;
-        let header = self.channels[1].reply_header(&self.memory, 0);
-        let len = (header.len as usize).checked_sub(size_of::<fuse::OutHeader>());
-        len.filter(|len| *len <= args.size as usize)
-            .ok_or(ClientError::Answer { opcode, problem: "more data than there is room for" })
     }
 
     /// WRITE of all of `data`, at most [`max_write`](Self::max_write) bytes.
@@ -413,16 +313,6 @@ impl Client {
     /// FSYNC of data and metadata.
     pub fn fsync(&mut self, node: u64, fh: u64) -> Result<(), ClientError> {
         self.call(Opcode::Fsync, node, &[bytes(&FsyncIn { fh, fsync_flags: 0, padding: 0 })])
-    }
-
-    /// STATFS.
-    pub fn statfs(&mut self) -> Result<StatfsOut, ClientError> {
-        self.call(Opcode::Statfs, fuse::ROOT_ID, &[])
-    }
-
-    /// FORGET of one node, on the high-priority queue; waits until the device has used the request.
-    pub fn forget(&mut self, node: u64, nlookup: u64) -> Result<(), ClientError> {
-        self.send_forget(Opcode::Forget, node, &[bytes(&ForgetIn { nlookup })])
     }
 
     /// BATCH_FORGET of nodes that were looked up once each.

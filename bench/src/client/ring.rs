@@ -1,8 +1,7 @@
-//! The split virtqueue, driver side (virtio 1.3, 2.7), without any opinion about what is put into it.
+//! The split virtqueue, driver side (virtio 1.3, 2.7).
 //!
-//! Made for two users. The load generator keeps its chains where they are and offers the same heads again and
-//! again: that is one store into the available ring and one into its index. Hostile tests write descriptors,
-//! heads and indexes of their own choice: nothing here checks them.
+//! Chains keep their places, and the same heads are offered again and again: that is one store into the available ring
+//! and one into its index. What the caller puts there is not checked.
 //!
 //! The driver polls: it never wants a notification. It kicks when the device asks for it.
 
@@ -113,19 +112,6 @@ impl Ring {
         memory.store(self.layout.descriptors.offset + usize::from(index) * DESCRIPTOR_LEN, &descriptor);
     }
 
-    /// Writes a chain into the table from `first` on: each buffer with its address, length and whether the device
-    /// writes it. Flags NEXT and the links are added. Returns the head, which is `first`.
-    pub fn set_chain(&self, memory: &Memory, first: u16, buffers: &[(u64, u32, bool)]) -> u16 {
-        for (index, &(addr, len, write)) in (first..).zip(buffers) {
-            let is_last = usize::from(index - first) + 1 == buffers.len();
-            let mut flags = if write { DESCRIPTOR_WRITE } else { 0 };
-            flags |= if is_last { 0 } else { DESCRIPTOR_NEXT };
-            let next = if is_last { 0 } else { index + 1 };
-            self.set_descriptor(memory, index, Descriptor { addr, len, flags, next });
-        }
-        first
-    }
-
     /// Puts a head into the available ring; [`publish`](Self::publish) shows it to the device.
     #[inline]
     pub fn offer(&mut self, memory: &Memory, head: u16) {
@@ -147,12 +133,6 @@ impl Ring {
         }
         let event = memory.word(self.layout.used.offset + 4 + usize::from(self.size) * 8);
         passes(event.load(Ordering::Relaxed), before, self.next_available)
-    }
-
-    /// Sets the index of the available ring to anything, as a broken driver might.
-    pub fn force_available_index(&mut self, memory: &Memory, index: u16) {
-        (self.next_available, self.published) = (index, index);
-        memory.word(self.layout.available.offset + 2).store(index, Ordering::Release);
     }
 
     /// The next used entry, if the device has put one there.
