@@ -9,13 +9,13 @@ use std::rc::Rc;
 use bdev::{AlignedBuf, IoBuffers};
 use reactor::sync::join_all;
 
-use super::FILE_SIZE_MAX;
 use super::extent::{Piece, Stored};
 use super::load::LOAD_PAGES;
 use super::range_lock::{Mode, RangeGuard};
 use super::write_back::Mapping;
 use crate::error::FsError;
 use crate::fs::{Context, Fs, Inode, IoFlags, regular_file};
+use crate::ondisk::FILE_SIZE_MAX;
 use crate::ondisk::InodeFlags;
 use crate::store::IoToken;
 use crate::units::InodeId;

@@ -62,7 +62,7 @@ impl Fs {
             from = (start + 1).max(range.start);
         }
         self.store.scan(&Key::extent(map, from), &Key::extent(map, range.end.max(from)), |key, value| {
-            match ExtentItem::decode(value) {
+            match self.store.extent(key.offset, value) {
                 Some(item) => extents.push((key.offset, item)),
                 None => damaged = true,
             }
@@ -81,7 +81,7 @@ impl Fs {
     pub(super) fn last_extent(&self, map: MapId, block: u64) -> Try<Option<(u64, ExtentItem)>> {
         let found =
             self.store.last_at_or_before(&Key::extent(map, block), &Key::extent(map, 0), |found| {
-                found.map(|(key, value)| (key.offset, ExtentItem::decode(value)))
+                found.map(|(key, value)| (key.offset, self.store.extent(key.offset, value)))
             })?;
         match found {
             None => Ok(None),

@@ -52,9 +52,6 @@ pub(crate) use cache::Cache;
 pub use direct::DirectRead;
 pub(crate) use range_lock::RangeGuard;
 
-/// Largest file: offsets are signed in the protocol.
-const FILE_SIZE_MAX: u64 = i64::MAX as u64;
-
 /// Largest file that is kept in the tree, in bytes, if an item can hold it. Picked: most small files of a
 /// source tree fit, and a tree node of the usual size holds several.
 const INLINE_MAX: u64 = 2048;

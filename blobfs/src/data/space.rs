@@ -5,11 +5,11 @@ use std::rc::Rc;
 
 use reactor::sync::yield_now;
 
-use super::FILE_SIZE_MAX;
 use super::range_lock::{Mode, RangeGuard};
 use super::write::Source;
 use crate::error::{Corruption, FsError, Try, Wait};
 use crate::fs::{Context, FallocateMode, Fs, Inode, IoFlags, SeekTarget, regular_file};
+use crate::ondisk::FILE_SIZE_MAX;
 use crate::ondisk::{ExtentFlags, InodeFlags, InodeItem, Key};
 use crate::store::Reservation;
 use crate::txn::{Origin, Txn};

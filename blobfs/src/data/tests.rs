@@ -16,8 +16,10 @@ use crate::FsError;
 use crate::fs::{
     Context, CreateSpec, FallocateMode, Fs, IoFlags, MountOptions, NewNode, RenameMode, SeekTarget, SetAttr,
 };
+use crate::ondisk::{ExtentFlags, ExtentItem, FILE_SIZE_MAX, InodeItem, Key};
 use crate::store::{MkfsOptions, OpenOptions, Store, mkfs};
-use crate::units::InodeId;
+use crate::txn::{Origin, Txn};
+use crate::units::{BlockAddr, BlockRange, InodeId, MapId};
 
 const DISK: u64 = 48 << 20;
 /// More than the smallest cache holds.
@@ -490,4 +492,57 @@ fn a_rename_over_a_file_takes_a_size_along_that_no_data_is_behind() {
     let (fs, ctx) = (mount.fs.clone(), mount.ctx);
     let looked_up = async move { fs.run(|fs| fs.lookup(&ctx, InodeId::ROOT, b"old")).await };
     assert_eq!(mount.reactor.block_on(looked_up).unwrap().attr.size, 80_000);
+}
+
+#[test]
+fn inodes_of_impossible_size_are_corruption() {
+    for change in [|item: &mut InodeItem| item.size = 1 << 63, |item: &mut InodeItem| item.blocks = 1 << 62] {
+        let mut mount = Mount::new(4096, false);
+        let inode = mount.create("file");
+        let mut item =
+            mount.fs.store.get(&Key::inode(inode), |item| InodeItem::decode(item.unwrap())).unwrap().unwrap();
+        change(&mut item);
+        let mut txn = Txn::new(Origin::default());
+        txn.put_inode(inode, &item);
+        mount.fs.store.commit(&txn).unwrap();
+        mount = mount.remount();
+        let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+        let found =
+            mount.reactor.block_on(async move { fs.run(|fs| fs.lookup(&ctx, InodeId::ROOT, b"file")).await });
+        assert!(matches!(found, Err(FsError::Corrupt(_))), "{found:?}");
+    }
+}
+
+#[test]
+fn extents_that_are_no_file_data_are_corruption_and_touch_nothing() {
+    let mount = Mount::new(4096, false);
+    let blocks = DISK / 4096;
+    let plain = |addr: u64| {
+        let range = BlockRange::new(BlockAddr(addr), 8);
+        ExtentItem::plain(range, ExtentFlags::empty()).encode()
+    };
+    let last_block = FILE_SIZE_MAX.div_ceil(4096);
+    for (name, start, value) in [
+        ("superblock", 0, plain(0)),
+        ("journal", 0, plain(64)),
+        ("beyond the device", 0, plain(blocks - 4)),
+        ("beyond all bytes", 0, plain(1 << 52)),
+        ("beyond the largest file", last_block - 4, plain(blocks / 2)),
+    ] {
+        let (inode, at) = (mount.create(name), (start * 4096).min(FILE_SIZE_MAX - 8192));
+        let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+        mount.reactor.block_on(async move { resize(&fs, ctx, inode, at + 8192).await });
+        let mut txn = Txn::new(Origin::default());
+        txn.put(Key::extent(MapId(inode.0), start), &value);
+        mount.fs.store.commit(&txn).unwrap();
+        let (fs, before) = (mount.fs.clone(), mount.disk.writes());
+        mount.reactor.block_on(async move {
+            let read = fs.read(ctx, inode, at, buffer(&[0; 4096]), DIRECT).await;
+            let written = fs.write(ctx, inode, at, buffer(&[1; 4096]), DIRECT).await;
+            for result in [read, written] {
+                assert!(matches!(result, Err(FsError::Corrupt(_))), "{name}: {result:?}");
+            }
+        });
+        assert_eq!(mount.disk.writes(), before, "{name}");
+    }
 }

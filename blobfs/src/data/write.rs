@@ -10,13 +10,13 @@ use std::rc::Rc;
 use bdev::{Cursor, IoBuffers};
 use smallvec::SmallVec;
 
-use super::FILE_SIZE_MAX;
 use super::arena::Slot;
 use super::load::LOAD_PAGES;
 use super::pages::PageState;
 use super::range_lock::Mode;
 use crate::error::{FsError, Stop, Try, Wait};
 use crate::fs::{Context, Fs, Inode, IoFlags, SetAttr, regular_file, without_privileges};
+use crate::ondisk::FILE_SIZE_MAX;
 use crate::ondisk::InodeFlags;
 use crate::store::Reservation;
 use crate::units::InodeId;

@@ -14,7 +14,7 @@ use hashbrown::HashMap;
 use super::Fs;
 use crate::data::FileData;
 use crate::error::{Corruption, FsError, Try};
-use crate::ondisk::{InodeItem, Key};
+use crate::ondisk::{FILE_SIZE_MAX, InodeItem, Key};
 use crate::units::InodeId;
 
 /// Inodes in memory that nothing needs to be there, at most. Picked: 64 Ki take about 25 MiB; one that went
@@ -150,7 +150,9 @@ impl Fs {
             return Ok(inode.clone());
         }
         let item = self.store.get(&Key::inode(id), |value| value.map(InodeItem::decode))?;
-        let item = item.ok_or(FsError::Stale)?.ok_or_else(|| {
+        // What counts with sizes and blocks may rely on them.
+        let possible = |item: &InodeItem| item.size <= FILE_SIZE_MAX && item.blocks <= FILE_SIZE_MAX / 512;
+        let item = item.ok_or(FsError::Stale)?.filter(possible).ok_or_else(|| {
             FsError::from(Corruption { structure: "inode item", offset: id.0, problem: "malformed".into() })
         })?;
         let inode = Inode::new(id, item);

@@ -6,6 +6,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use crate::units::{BlockAddr, BlockRange, InodeId, MapId};
 
+/// Largest size of a file in bytes: offsets are signed in the protocol.
+pub const FILE_SIZE_MAX: u64 = i64::MAX as u64;
+
 /// Seconds since 1970-01-01 UTC (may be negative) and nanoseconds below 10^9.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Timestamp {

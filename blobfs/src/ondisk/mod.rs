@@ -12,8 +12,8 @@ pub mod node;
 pub mod superblock;
 
 pub use item::{
-    DirentRef, ExtentFlags, ExtentItem, InodeFlags, InodeItem, Timestamp, XattrRef, encode_dirent,
-    encode_xattr_inline, encode_xattr_stored,
+    DirentRef, ExtentFlags, ExtentItem, FILE_SIZE_MAX, InodeFlags, InodeItem, Timestamp, XattrRef,
+    encode_dirent, encode_xattr_inline, encode_xattr_stored,
 };
 pub use key::{Key, Kind, NAME_HASH_BITS, SLOT_BITS, name_hash};
 

@@ -60,11 +60,11 @@ use reactor::Reactor;
 use reactor::sync::Notify;
 
 use crate::error::{Corruption, FsError, Stop, Try, Wait};
-use crate::ondisk::Key;
 use crate::ondisk::chunk_map::{CHUNK_NODES, ChunkEntry};
 use crate::ondisk::journal::{Record, TxnHeader};
 use crate::ondisk::node::{NODE_HEADER_LEN, SLOT_LEN};
 use crate::ondisk::superblock::Superblock;
+use crate::ondisk::{ExtentItem, FILE_SIZE_MAX, Key};
 use crate::txn::{Change, Txn};
 use crate::units::{BlockAddr, BlockRange, TxnSeq};
 
@@ -355,6 +355,18 @@ impl Store {
             Ok(found) => Ok(with(found.as_ref().map(|(key, value)| (key, *value)))),
             Err(missing) => Err(Wait::Nodes(vec![missing]).into()),
         }
+    }
+
+    /// The extent in an item's value, `start` being its first file block; `None` unless it can be one of file
+    /// data: inside the largest file, and in blocks of the data area that are in no metadata chunk.
+    pub(crate) fn extent(&self, start: u64, value: &[u8]) -> Option<ExtentItem> {
+        let item = ExtentItem::decode(value)?;
+        let (stored, count) = (item.addr.0, u64::from(item.stored_blocks));
+        let end = start.checked_add(u64::from(item.blocks))?;
+        let possible = end <= FILE_SIZE_MAX.div_ceil(u64::from(self.block_size()))
+            && in_data_area(&self.superblock, stored, count)
+            && !self.chunks.borrow().overlaps(stored, count);
+        possible.then_some(item)
     }
 
     /// Applies a transaction to the items in memory and appends it to the open journal block, at once and

@@ -563,3 +563,20 @@ fn wrong_devices_are_told_apart() {
     let made = reactor.block_on(async move { mkfs(&bdev, &tiny()).await });
     assert!(matches!(made, Err(MkfsError::Geometry(_))));
 }
+
+#[test]
+fn an_extent_in_a_metadata_chunk_is_none() {
+    let (_disk, reactor, store) = fresh(1);
+    let (at, mut txn) = (store.clone(), Txn::new(Origin::default()));
+    txn.put(Key::new(1, Kind::Inode, 0), b"makes a node");
+    reactor.block_on(async move { commit(&at, &txn).await }).unwrap();
+    let chunk = store.chunks.borrow().entries().next().unwrap();
+    let extent = |start: u64| {
+        let range = BlockRange::new(BlockAddr(start), 1);
+        store.extent(0, &ExtentItem::plain(range, ExtentFlags::empty()).encode())
+    };
+    assert_eq!(extent(chunk.start), None);
+    let allocation = settled(&store, || store.allocate(&mut store.reserve(1)?, None, 1)).unwrap();
+    assert!(extent(allocation.range().start.0).is_some());
+    assert_eq!(extent(store.superblock.block_count), None);
+}

@@ -162,7 +162,7 @@ impl Fs {
         let mut damage = false;
         let (from, to) = (Key::extent(stored.map, 0), Key::extent(stored.map, u64::MAX));
         self.store.scan(&from, &to, |key, value| {
-            let item = ExtentItem::decode(value).filter(|item| {
+            let item = self.store.extent(key.offset, value).filter(|item| {
                 key.offset == end && item.flags.is_empty() && u64::from(item.blocks) <= blocks - end
             });
             let Some(item) = item else {
