@@ -4,7 +4,13 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Output};
+use std::rc::Rc;
 
+use blobfs::Fs;
+use blobfs::fs::{Context, MountOptions};
+use blobfs::store::{OpenOptions, Store};
+use blobfs::units::InodeId;
+use reactor::{Reactor, SystemClock};
 use tempfile::TempDir;
 
 /// A folder for images.
@@ -73,6 +79,25 @@ fn a_new_image_is_sound_and_shows_what_it_was_made_with() {
     assert_eq!(info["clean"], true);
     let report: serde_json::Value = serde_json::from_str(&succeeds(&["fsck", "--json", &image])).unwrap();
     assert_eq!(report["findings"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn a_new_image_can_be_mounted_for_reading() {
+    let scratch = Scratch::new();
+    let image = scratch.image("image").parse().unwrap();
+    let reactor = Reactor::new(Rc::new(SystemClock::new()));
+    let options = bdev::OpenOptions { read_only: true, create: None };
+    let device = bdev::open(&image, &options, &reactor).unwrap();
+    let at = reactor.clone();
+    let root = reactor.block_on(async move {
+        let options = OpenOptions { readonly: true, ..OpenOptions::default() };
+        let store = Store::open(device, at, options).await.unwrap();
+        let fs = Fs::mount(store, MountOptions { readonly: true, ..MountOptions::default() }).await.unwrap();
+        let session = fs.open_session();
+        let ctx = Context { session, request: 1, uid: 0, gid: 0, pid: 1, supplementary_gid: None };
+        fs.run(|fs| fs.get_attr(&ctx, InodeId::ROOT)).await
+    });
+    assert_eq!(root.unwrap().nlink, 2);
 }
 
 #[test]

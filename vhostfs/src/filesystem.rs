@@ -30,6 +30,10 @@ impl Filesystem {
     pub(crate) fn open(args: &ServeArgs, reactor: &Rc<Reactor>) -> Result<Self, Failure> {
         let image = args.image.as_deref().unwrap_or_default();
         let spec: ImageSpec = image.parse().map_err(|error: OpenError| Failure::complete(&error))?;
+        if args.root.is_some() && !args.readonly {
+            // What cannot be served is told before anything is changed.
+            check_root(args, &spec, reactor)?;
+        }
         let store = open_store(args, &spec, reactor)?;
         let options = MountOptions {
             readonly: args.readonly,
@@ -75,14 +79,11 @@ impl Filesystem {
 /// created, are formatted; anything else must hold a file system.
 fn open_store(args: &ServeArgs, spec: &ImageSpec, reactor: &Rc<Reactor>) -> Result<Rc<Store>, Failure> {
     let image = spec.to_string();
-    let is_new = match spec {
-        ImageSpec::Path(path) => !path.exists(),
-        ImageSpec::Memory(_) => true,
-        ImageSpec::Null(_) => {
-            let why = "a device that keeps nothing cannot hold a file system";
-            return Err(Failure::new(image, why, "use a file, a block device or memory:SIZE"));
-        }
-    };
+    if let ImageSpec::Null(_) = spec {
+        let why = "a device that keeps nothing cannot hold a file system";
+        return Err(Failure::new(image, why, "use a file, a block device or memory:SIZE"));
+    }
+    let is_new = is_new(spec);
     let create = args.size.filter(|_| is_new && !args.readonly).map(|size| size.0);
     let options = bdev::open::OpenOptions { read_only: args.readonly, create };
     let device = open(spec, &options, reactor).map_err(|error| Failure::complete(&error))?;
@@ -98,8 +99,27 @@ fn open_store(args: &ServeArgs, spec: &ImageSpec, reactor: &Rc<Reactor>) -> Resu
     opened.map_err(|error| Failure::new(image, error, "use an image that blobfs made, undamaged and whole"))
 }
 
+fn check_root(args: &ServeArgs, spec: &ImageSpec, reactor: &Rc<Reactor>) -> Result<(), Failure> {
+    if let (Some(path), true) = (&args.root, is_new(spec)) {
+        let why = format!("{path}: an image that is made now has no directories");
+        return Err(Failure::new("--root", why, "leave it out"));
+    }
+    let readonly = ServeArgs { readonly: true, ..args.clone() };
+    Filesystem::open(&readonly, reactor).map(drop)
+}
+
+/// Whether there is no file system yet, because the device lives no longer than the process or its file does not
+/// exist.
+fn is_new(spec: &ImageSpec) -> bool {
+    match spec {
+        ImageSpec::Path(path) => !path.exists(),
+        ImageSpec::Memory(_) | ImageSpec::Null(_) => true,
+    }
+}
+
 fn format(image: &str, device: Rc<dyn Bdev>, reactor: &Rc<Reactor>) -> Result<(), Failure> {
-    let made = reactor.block_on(async move { store::mkfs(&device, &MkfsOptions::default()).await });
+    let options = MkfsOptions::for_device(device.limits());
+    let made = reactor.block_on(async move { store::mkfs(&device, &options).await });
     made.map(drop).map_err(|error| Failure::new(image, error, "give it a larger --size"))
 }
 

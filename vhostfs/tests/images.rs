@@ -113,6 +113,15 @@ fn what_is_no_image_is_refused() {
 }
 
 #[test]
+fn a_root_that_is_not_there_is_refused_before_anything_is_changed() {
+    let folder = Folder::new();
+    let new = folder.path("new");
+    folder.assert_refused(&new, &["--size", "16M", "--root", "sub"], "has no directories");
+    assert!(!new.exists());
+    folder.assert_refused(&folder.made(), &["--root", "sub"], "no such entry");
+}
+
+#[test]
 fn an_image_that_would_be_too_small_is_not_left_behind() {
     let folder = Folder::new();
     for size in ["1", "4096", "64K"] {

@@ -514,6 +514,22 @@ fn inodes_of_impossible_size_are_corruption() {
 }
 
 #[test]
+fn a_lost_root_directory_is_corruption_and_not_made_anew() {
+    let mount = Mount::new(4096, false);
+    mount.create("file");
+    let mut txn = Txn::new(Origin::default());
+    txn.delete(Key::inode(InodeId::ROOT));
+    mount.fs.store.commit(&txn).unwrap();
+    let (fs, device, at) = (mount.fs.clone(), mount.disk.clone(), mount.reactor.clone());
+    let mounted = mount.reactor.block_on(async move {
+        fs.unmount().await.unwrap();
+        let store = Store::open(device, at, OpenOptions::default()).await.unwrap();
+        Fs::mount(store, MountOptions::default()).await.map(drop)
+    });
+    assert!(matches!(mounted, Err(FsError::Corrupt(_))), "{mounted:?}");
+}
+
+#[test]
 fn extents_that_are_no_file_data_are_corruption_and_touch_nothing() {
     let mount = Mount::new(4096, false);
     let blocks = DISK / 4096;

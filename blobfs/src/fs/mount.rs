@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use super::{Fs, Inode};
 use crate::data::Cache;
-use crate::error::{FsError, Stop, Try, Wait};
+use crate::error::{Corruption, FsError, Stop, Try, Wait};
 use crate::ondisk::{InodeFlags, InodeItem, Key};
 use crate::store::{Pins, Store};
 use crate::txn::{Origin, Txn};
@@ -39,6 +39,10 @@ impl Fs {
         let (inodes, sessions) = Default::default();
         let fs = Rc::new(Self { store, cache, inodes, sessions, options });
         let fresh = fs.run(|fs| fs.store.get(&Key::inode(InodeId::ROOT), |item| item.is_none())).await?;
+        if fresh && fs.store.has_given_ids() {
+            let problem = "the root directory is missing".into();
+            return Err(Corruption { structure: "inode item", offset: InodeId::ROOT.0, problem }.into());
+        }
         if fresh {
             fs.run(|fs| fs.make_root()).await?;
         }

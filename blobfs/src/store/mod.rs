@@ -104,6 +104,9 @@ const CACHE_NODES_MIN: usize = 256;
 /// Groups whose bitmaps one allocation looks into for a longer run than it has found.
 const GROUPS_TRIED_MAX: usize = 4;
 
+/// First number given to an inode or map. The root directory has the one before.
+const FIRST_ID: u64 = 2;
+
 /// Shortest run of freed blocks that is worth a discard, in bytes. Picked: what file systems on the host
 /// allocate at a time; a flash page is smaller.
 const DISCARD_LEN_MIN: u64 = 64 * 1024;
@@ -306,6 +309,11 @@ impl Store {
     /// Keyed hash of a name: [`crate::ondisk::NAME_HASH_BITS`] bits, never 0.
     pub fn name_hash(&self, name: &[u8]) -> u64 {
         crate::ondisk::name_hash(self.superblock.hash_key, name)
+    }
+
+    /// Whether a number was ever given to an inode or map.
+    pub(crate) fn has_given_ids(&self) -> bool {
+        self.next_id.get() > FIRST_ID
     }
 
     /// A number for a new inode or map; never given twice, not even after a crash.

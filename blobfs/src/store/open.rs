@@ -6,7 +6,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use bdev::{Bdev, BdevError};
+use bdev::{Bdev, BdevError, Limits};
 use reactor::Reactor;
 
 use super::checkpoint::{Checkpoint, write_superblock};
@@ -16,7 +16,7 @@ use super::journal::Journal;
 use super::load::Loads;
 use super::space::{Search, Space};
 use super::tree::{Plan, Tree};
-use super::{Rounds, Store, blocks, reserve_nodes};
+use super::{FIRST_ID, Rounds, Store, blocks, reserve_nodes};
 use crate::error::FsError;
 use crate::ondisk::Key;
 use crate::ondisk::chunk_map::CHUNK_NODES;
@@ -63,6 +63,14 @@ impl Default for MkfsOptions {
             group_blocks: 0,
             journal_size: 0,
         }
+    }
+}
+
+impl MkfsOptions {
+    /// The defaults for a device: blocks as large as its own, but not smaller than usual.
+    pub fn for_device(limits: &Limits) -> Self {
+        let usual = Self::default();
+        Self { block_size: limits.block_size.max(usual.block_size), ..usual }
     }
 }
 
@@ -212,7 +220,7 @@ fn geometry(size: u64, device_block: u32, options: &MkfsOptions) -> Result<Super
         root: NodePtr::default(),
         chunk_map: NodePtr::default(),
         tail: JournalTail { pos: 0, seq: 1, previous_crc: 0 },
-        next_id: 2,
+        next_id: FIRST_ID,
         last_txn: 0,
         free_blocks: 0,
     };

@@ -4,8 +4,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use bdev::open::{ImageSpec, OpenOptions};
+use blobfs::Fs;
+use blobfs::fs::MountOptions;
 use blobfs::ondisk::superblock::Superblock;
-use blobfs::store::{self, MkfsOptions};
+use blobfs::store::{self, MkfsOptions, OpenError, Store};
 
 use crate::cli::MkfsArgs;
 use crate::failure::Failure;
@@ -51,13 +53,27 @@ fn make(args: &MkfsArgs, image: &Image) -> Result<Superblock, Failure> {
         let why = format!("has {} bytes, fewer than --size", limits.size);
         return Err(Failure::new(&args.image, why, "give a smaller --size, or make the image larger"));
     }
-    let block_size = args.block_size.unwrap_or(limits.block_size.max(4096));
+    let default = MkfsOptions::for_device(limits);
+    let block_size = args.block_size.unwrap_or(default.block_size);
     if !args.force {
         refuse_known_content(args, image)?;
     }
-    let options = MkfsOptions { size, label: args.label.clone(), block_size, ..MkfsOptions::default() };
+    let options = MkfsOptions { size, label: args.label.clone(), block_size, ..default };
     let made = image.reactor.block_on(async move { store::mkfs(&device, &options).await });
-    made.map_err(|error| Failure::new(&args.image, error, "change the size or the options"))
+    let superblock =
+        made.map_err(|error| Failure::new(&args.image, error, "change the size or the options"))?;
+    make_root(image).map_err(|error| Failure::new(&args.image, error, "check the device"))?;
+    Ok(superblock)
+}
+
+/// The first mount makes the root directory; done here, later ones may be for reading only.
+fn make_root(image: &Image) -> Result<(), OpenError> {
+    let (device, reactor) = (image.device.clone(), image.reactor.clone());
+    image.reactor.block_on(async move {
+        let store = Store::open(device, reactor, store::OpenOptions::default()).await?;
+        let fs = Fs::mount(store, MountOptions { cache_size: 0, ..MountOptions::default() }).await?;
+        Ok(fs.unmount().await?)
+    })
 }
 
 fn refuse_known_content(args: &MkfsArgs, image: &Image) -> Result<(), Failure> {
