@@ -43,6 +43,15 @@ pub struct SimDisk {
     this: Weak<Self>,
 }
 
+/// An operation that a disk was asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// What for.
+    pub kind: OpKind,
+    /// Where, in bytes; empty for a flush.
+    pub range: Range<u64>,
+}
+
 /// Operations take a random time between two bounds, so they end out of order.
 struct Latency {
     reactor: Weak<Reactor>,
@@ -60,6 +69,7 @@ struct State {
     recording: Option<(WriteCache, Vec<Event>)>,
     events: usize,
     changes: u64,
+    trace: Option<Vec<Asked>>,
 }
 
 /// An operation under way.
@@ -114,6 +124,7 @@ impl SimDisk {
             recording: None,
             events: 0,
             changes: 0,
+            trace: None,
         };
         Rc::new_cyclic(|this| Self { limits, state: RefCell::new(state), this: this.clone() })
     }
@@ -131,6 +142,16 @@ impl SimDisk {
     /// Number of writes, write-zeroes, discards and flushes that began.
     pub fn writes(&self) -> u64 {
         self.state.borrow().changes
+    }
+
+    /// Starts a list of the operations that begin from now on, those that will fail included.
+    pub fn trace(&self) {
+        self.state.borrow_mut().trace = Some(Vec::new());
+    }
+
+    /// Ends the list and gives it; empty when none was started.
+    pub fn take_trace(&self) -> Vec<Asked> {
+        self.state.borrow_mut().trace.take().unwrap_or_default()
     }
 
     /// Starts recording; a recording under way is thrown away.
@@ -233,6 +254,9 @@ impl State {
     fn begin(&mut self, kind: OpKind, offset: u64, len: usize, action: Action) -> Op {
         let id = self.next_id;
         self.next_id += 1;
+        if let Some(trace) = &mut self.trace {
+            trace.push(Asked { kind, range: offset..offset + len as u64 });
+        }
         Op { id, offset, len, action, effect: self.faults.draw(kind) }
     }
 

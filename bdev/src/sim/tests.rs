@@ -188,3 +188,20 @@ fn latency_completes_out_of_order_in_virtual_time_and_repeats_exactly() {
     assert!(!first.is_sorted());
     assert_ne!(first, order(4));
 }
+
+#[test]
+fn a_trace_lists_what_was_asked_for_whatever_became_of_it() {
+    let disk = disk();
+    write(&disk, 0, BLOCK, 1, WriteFlags::NONE);
+    disk.trace();
+    disk.inject(Fault::nth(OpKind::Write, 0, EIO));
+    assert!(now(disk.write(512, bytes(BLOCK, 2), WriteFlags::NONE)).is_err());
+    now(disk.flush()).unwrap();
+    now(disk.discard(1024..2048)).unwrap();
+    let asked = |kind, range| Asked { kind, range };
+    let wanted =
+        [asked(OpKind::Write, 512..1024), asked(OpKind::Flush, 0..0), asked(OpKind::Discard, 1024..2048)];
+    assert_eq!(disk.take_trace(), wanted);
+    now(disk.flush()).unwrap();
+    assert!(disk.take_trace().is_empty());
+}

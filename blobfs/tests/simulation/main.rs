@@ -8,6 +8,7 @@
 //! | `world` | a mounted file system on a simulated disk |
 //! | `workload` | operations on both sides, compared after each one |
 //! | `model` | test: random operations, remounts, a full device |
+//! | `mount_cost` | test: what a mount reads |
 //! | `promise` | what a power cut may leave of a workload |
 //! | `crash` | test: power cuts during random workloads and their recovery |
 //! | `campaign` | the power cut tests for as long as one likes |
@@ -21,6 +22,7 @@ mod campaign;
 mod crash;
 mod faults;
 mod model;
+mod mount_cost;
 mod operation;
 mod oracle;
 mod promise;
