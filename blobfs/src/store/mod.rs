@@ -892,10 +892,11 @@ impl Store {
         }
     }
 
-    /// Whether blocks are held back and a wait for them was not in vain already.
+    /// Whether blocks are held back and a wait for them was not in vain already. A discard always ends.
     fn may_get_space(&self) -> bool {
         let space = self.space.borrow();
-        space.held_back() > 0 && self.futile_wait.get() != Some(space.let_go())
+        let was_futile = self.futile_wait.get() == Some(space.let_go());
+        space.held_back() > 0 && (self.discarding.is_running() || !was_futile)
     }
 
     /// Waits until a device operation on data has ended; `false` when that takes too long: the operation may

@@ -1,5 +1,7 @@
 //! The store against a plain map: on tiny geometries, with reopening, power cuts and failing devices.
 
+mod waits;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use bdev::AlignedBuf;
