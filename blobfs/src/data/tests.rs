@@ -1,6 +1,8 @@
 //! Files against plain vectors: buffered and direct, with a cache that is much too small, remounts, blocks
 //! that are smaller than pages, and many operations at the same time on a slow device.
 
+mod device_errors;
+
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;
