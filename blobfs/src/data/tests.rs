@@ -2,6 +2,7 @@
 //! that are smaller than pages, and many operations at the same time on a slow device.
 
 mod device_errors;
+mod discards;
 
 use std::ops::Range;
 use std::rc::Rc;
