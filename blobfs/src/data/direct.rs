@@ -203,18 +203,15 @@ impl Fs {
         src: &IoBuffers,
         flags: IoFlags,
     ) -> Result<usize, FsError> {
-        self.check_writable()?;
-        regular_file(inode.live.borrow().mode)?;
-        let end = offset.checked_add(src.len() as u64).filter(|end| *end <= FILE_SIZE_MAX);
-        let end = end.ok_or(FsError::FileTooLarge)?;
-        self.run(|fs| fs.drop_privileges(ctx, inode, flags)).await?;
+        let end = offset.saturating_add(src.len() as u64);
+        self.admit_direct(ctx, inode, &(offset..end), flags).await?;
         let round = LOAD_PAGES * self.cache.page_size();
         let mut at = offset;
         while at < end {
             let next = (at / round + 1).saturating_mul(round).min(end);
             let part = src.slice((at - offset) as usize, (next - at) as usize);
             match self.write_blocks_direct(inode, at..next, &part, flags).await {
-                Ok(()) => at = next,
+                Ok(_) => at = next,
                 Err(_) if at > offset => break,
                 Err(error) => return Err(error),
             }
@@ -222,13 +219,31 @@ impl Fs {
         Ok((at - offset) as usize)
     }
 
-    async fn write_blocks_direct(
+    /// What comes before the first block of a direct write.
+    pub(super) async fn admit_direct(
+        self: &Rc<Self>,
+        ctx: &Context,
+        inode: &Rc<Inode>,
+        bytes: &Range<u64>,
+        flags: IoFlags,
+    ) -> Result<(), FsError> {
+        self.check_writable()?;
+        regular_file(inode.live.borrow().mode)?;
+        if bytes.end > FILE_SIZE_MAX {
+            return Err(FsError::FileTooLarge);
+        }
+        self.run(|fs| fs.drop_privileges(ctx, inode, flags)).await
+    }
+
+    /// Writes whole blocks. False, and nothing is written, if they were to be appended and the file does not end
+    /// where they begin any more.
+    pub(super) async fn write_blocks_direct(
         self: &Rc<Self>,
         inode: &Rc<Inode>,
         bytes: Range<u64>,
         src: &IoBuffers,
         flags: IoFlags,
-    ) -> Result<(), FsError> {
+    ) -> Result<bool, FsError> {
         let pages = self.cache.pages(&bytes);
         let _guard = loop {
             self.prepare_growth(inode, bytes.end).await?;
@@ -238,6 +253,9 @@ impl Fs {
             }
         };
         inode.check_alive()?;
+        if flags.append && inode.live.borrow().size != bytes.start {
+            return Ok(false);
+        }
         self.drop_range(inode, &pages);
         let block = u64::from(self.store.block_size());
         let blocks = bytes.start / block..bytes.end / block;
@@ -261,6 +279,6 @@ impl Fs {
         written.into_iter().collect::<Result<(), _>>()?;
         self.commit_mappings(inode, mappings, bytes.end).await?;
         self.note_write(inode, bytes.end, flags);
-        Ok(())
+        Ok(true)
     }
 }

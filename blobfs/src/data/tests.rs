@@ -1,6 +1,7 @@
 //! Files against plain vectors: buffered and direct, with a cache that is much too small, remounts, blocks
 //! that are smaller than pages, and many operations at the same time on a slow device.
 
+mod appends;
 mod device_errors;
 mod discards;
 

@@ -111,20 +111,84 @@ impl Fs {
     ) -> Result<usize, FsError> {
         let id = inode;
         let inode = self.run(|fs| fs.inode(id)).await?;
-        let offset = if flags.append { inode.live.borrow().size } else { offset };
-        let written = if flags.direct && self.goes_direct(&inode, offset, &src) {
-            self.write_direct(&ctx, &inode, offset, &src, flags).await?
+        let (bytes, written) = if flags.append {
+            self.append(&ctx, &inode, &src, flags).await?
         } else {
-            self.write_buffered(&ctx, &inode, offset, Source::Buffers(&src), src.len() as u64, flags).await?
+            let written = self.write_at(&ctx, &inode, offset, &src, flags).await?;
+            (offset..offset.saturating_add(written as u64), written)
         };
         if flags.sync || flags.dsync || flags.direct {
-            let end = offset.saturating_add(written as u64);
-            self.write_back(&inode, self.cache.pages(&(offset..end))).await?;
+            self.write_back(&inode, self.cache.pages(&bytes)).await?;
         }
         if flags.sync || flags.dsync {
             self.sync_inode(id, !flags.sync).await?;
         }
         Ok(written)
+    }
+
+    async fn write_at(
+        self: &Rc<Self>,
+        ctx: &Context,
+        inode: &Rc<Inode>,
+        offset: u64,
+        src: &IoBuffers,
+        flags: IoFlags,
+    ) -> Result<usize, FsError> {
+        if flags.direct && self.goes_direct(inode, offset, src) {
+            self.write_direct(ctx, inode, offset, src, flags).await
+        } else {
+            self.write_buffered(ctx, inode, offset, Source::Buffers(src), src.len() as u64, flags).await
+        }
+    }
+
+    /// Writes `src` at the end of the file, in pieces if it is longer than a round. Gives the hull of what was
+    /// written, and how much that was.
+    async fn append(
+        self: &Rc<Self>,
+        ctx: &Context,
+        inode: &Rc<Inode>,
+        src: &IoBuffers,
+        flags: IoFlags,
+    ) -> Result<(Range<u64>, usize), FsError> {
+        let round = (LOAD_PAGES * self.cache.page_size()) as usize;
+        let mut hull = self.append_piece(ctx, inode, &src.slice(0, round.min(src.len())), flags).await?;
+        let mut done = (hull.end - hull.start) as usize;
+        while done < src.len() {
+            let piece = src.slice(done, round.min(src.len() - done));
+            let Ok(bytes) = self.append_piece(ctx, inode, &piece, flags).await else { break };
+            hull.end = bytes.end;
+            done += piece.len();
+        }
+        Ok((hull, done))
+    }
+
+    /// Writes at the end that the file has when the bytes enter: whoever had to wait looks for it again, since
+    /// others may have moved it. All or nothing.
+    async fn append_piece(
+        self: &Rc<Self>,
+        ctx: &Context,
+        inode: &Rc<Inode>,
+        src: &IoBuffers,
+        flags: IoFlags,
+    ) -> Result<Range<u64>, FsError> {
+        let at_the_end = || {
+            let size = inode.live.borrow().size;
+            size..size.saturating_add(src.len() as u64)
+        };
+        let mut bytes = at_the_end();
+        while flags.direct && !src.is_empty() && self.goes_direct(inode, bytes.start, src) {
+            self.admit_direct(ctx, inode, &bytes, flags).await?;
+            if self.write_blocks_direct(inode, bytes.clone(), src, flags).await? {
+                return Ok(bytes);
+            }
+            bytes = at_the_end();
+        }
+        self.when_ready(inode, |fs| {
+            bytes = at_the_end();
+            fs.write_round(ctx, inode, &bytes, Source::Buffers(src), flags)
+        })
+        .await?;
+        Ok(bytes)
     }
 
     /// Writes `len` bytes round by round.
