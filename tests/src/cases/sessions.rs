@@ -90,7 +90,7 @@ fn rebind(context: &CaseContext<'_>) -> anyhow::Result<()> {
     guest.mount()?;
     guest.run(&format!(
         "set -e; echo second >{MOUNT_POINT}/file; sync {MOUNT_POINT}/file; exec 9<>{MOUNT_POINT}/file\n\
-         {driver}; echo $device >unbind; ! echo third >{MOUNT_POINT}/file; exec 9>&-\n\
+         {driver}; echo $device >unbind; if echo third >{MOUNT_POINT}/file; then exit 1; fi; exec 9>&-\n\
          umount -l {MOUNT_POINT}; echo $device >bind"
     ))?;
     guest.mount()?;
