@@ -15,12 +15,14 @@
 //! | `sequences` | test: power cuts during every sequence of one and of two operations |
 //! | `faults` | test: failing devices, too little space |
 //! | `stale` | test: journal blocks that do not belong to the journal |
+//! | `give_back` | test: discards, and the metadata chunks of deleted inodes |
 //!
 //! Everything is drawn from seeds; a failure prints the one that repeats it.
 
 mod campaign;
 mod crash;
 mod faults;
+mod give_back;
 mod model;
 mod mount_cost;
 mod operation;
