@@ -1,4 +1,5 @@
-//! What a file system must hold at its edges: sparse files, long names, large directories and attributes.
+//! What a file system must hold at its edges: sparse files, long names, large directories and attributes, and a
+//! device without room.
 
 use std::time::Duration;
 
@@ -8,7 +9,13 @@ use crate::{artifacts::MOUNT_POINT, daemon::Daemon, qemu::Echo, uml::UmlGuest};
 pub(super) const LIMITS: Case = Case {
     name: "limits",
     about: "sparse 16 TiB, names of 255 bytes, 30,000 entries in a directory, attributes of 64 KiB",
-    run,
+    run: |context| run(context, "1G", EDGES),
+};
+
+pub(super) const FULL: Case = Case {
+    name: "full",
+    about: "64 MiB filled by data and by small files: ENOSPC, df, overwriting, deleting, three rounds",
+    run: |context| run(context, "64M", FILL),
 };
 
 /// Each line fails the script by itself (`set -e`).
@@ -55,13 +62,58 @@ exec 8<>unlinked; echo kept >&8; rm unlinked; sync; echo 3 >/proc/sys/vm/drop_ca
 test "$(cat /proc/self/fd/8)" = kept; exec 8>&-
 "#;
 
+/// Three rounds, since what a full device gives back late shows only when it is filled again.
+///
+/// A guest that writes back late hears of a full device at its next sync only. So the large file is written directly,
+/// and one more goes through the guest's cache to see that error. Space is near what it was when up to two of the
+/// chunks of 1 MiB that metadata took are kept for what comes next.
+const FILL: &str = r#"
+no_space() {
+    if "$@" 2>/mnt/tmp/error; then echo "there was room for: $*"; return 1; fi
+    grep -q 'No space left' /mnt/tmp/error || { cat /mnt/tmp/error; return 1; }
+}
+free_bytes() { echo $(($(stat -f -c '%f * %S' .))); }
+near() { test $(($1 - $2)) -lt $((3 << 20)) -a $(($2 - $1)) -lt $((3 << 20)) || { echo "$1 is not near $2"; return 1; }; }
+split_into() { yes "$1" | split -a 4 -b $2 - small/; }
+
+echo kept >kept; sync
+free_at_first=$(free_bytes)
+for size in 60000 20000 6000; do
+    echo one large file
+    no_space dd if=/dev/urandom of=large bs=1M count=96 oflag=direct status=none
+    no_space dd if=/dev/urandom of=cached bs=1M count=32 conv=fsync status=none
+    rm cached; sync
+    written=$(stat -c %s large); test $written -gt $((40 << 20))
+    near $(free_bytes) $((free_at_first - written))
+    echo overwriting it
+    dd if=/dev/urandom of=large bs=1M count=8 seek=3 conv=notrunc oflag=direct status=none
+    dd if=/dev/urandom of=large bs=1M count=8 seek=20 conv=notrunc,fsync status=none
+    test $(stat -c %s large) = $written
+    sum=$(sha256sum <large); echo 3 >/proc/sys/vm/drop_caches; test "$(sha256sum <large)" = "$sum"
+    rm large; sync
+    near $(free_bytes) $free_at_first
+
+    echo files of $size bytes
+    mkdir small; text="content of a file of $size bytes"
+    # Closing a file writes it back, so that split hears of the error.
+    no_space split_into "$text" $size
+    count=$(ls -U small | wc -l); echo $count files; test $count -gt $((30 * 1024 * 1024 / (size + 4096)))
+    echo 3 >/proc/sys/vm/drop_caches; rm small/$(ls small | tail -n 1) # the one that found no room
+    sum=$( (set +o pipefail; yes "$text" | head -c $(((count - 1) * size)) | sha256sum) )
+    test "$(ls small | (cd small; xargs cat) | sha256sum)" = "$sum"
+    rm -r small; sync
+done
+test "$(cat kept)" = kept
+near $(free_bytes) $free_at_first
+"#;
+
 /// Seconds on an idle machine, minutes on one with eight times as much to do as CPUs.
 const LIMIT: Duration = Duration::from_secs(900);
 
-fn run(context: &CaseContext<'_>) -> anyhow::Result<()> {
-    let daemon = Daemon::start(&context.artifacts.server, context.scratch, "fs", "1G", &[])?;
+fn run(context: &CaseContext<'_>, size: &str, script: &str) -> anyhow::Result<()> {
+    let daemon = Daemon::start(&context.artifacts.server, context.scratch, "fs", size, &[])?;
     let guest = UmlGuest::new(daemon.socket());
-    let script = format!("set -e -o pipefail; cd {MOUNT_POINT}\n{EDGES}");
+    let script = format!("set -e -o pipefail; cd {MOUNT_POINT}\n{script}");
     guest.run(context.scratch, "uml", &script, Echo::Quiet, LIMIT)?;
     daemon.stop_and_check()
 }

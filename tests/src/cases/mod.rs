@@ -57,6 +57,7 @@ pub const CASES: &[Case] = &[
     sessions::KILLED_GUEST,
     idle::IDLE,
     limits::LIMITS,
+    limits::FULL,
     pjdfstest::PJDFSTEST,
     applications::C_PROJECT,
     applications::GIT,
