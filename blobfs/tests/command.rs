@@ -3,14 +3,16 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::rc::Rc;
 
+use bdev::open::ImageSpec;
 use blobfs::Fs;
 use blobfs::fs::{Context, MountOptions};
-use blobfs::store::{OpenOptions, Store};
+use blobfs::store::{MkfsOptions, OpenOptions, Store, mkfs};
 use blobfs::units::InodeId;
 use reactor::{Reactor, SystemClock};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 /// A folder for images.
@@ -263,6 +265,50 @@ fn an_image_in_use_is_refused() {
     refused(&["mkfs", "--force", &image], 1, "in use");
     rustix::fs::flock(&file, rustix::fs::FlockOperation::Unlock).unwrap();
     succeeds(&["fsck", &image]);
+}
+
+/// An image that takes seconds to check: it was not closed, so all of its enormous, empty journal is searched.
+fn slow_image(scratch: &Scratch) -> String {
+    let image = scratch.path("slow");
+    let reactor = Reactor::new(Rc::new(SystemClock::new()));
+    let create = bdev::open::OpenOptions { read_only: false, create: Some(SLOW_JOURNAL + (1 << 30)) };
+    let device = bdev::open::open(&ImageSpec::Path(image.clone().into()), &create, &reactor).unwrap();
+    let options = MkfsOptions { block_size: 16_384, journal_size: SLOW_JOURNAL, ..MkfsOptions::default() };
+    reactor.block_on(async move { mkfs(&device, &options).await }).unwrap();
+    patch_superblocks(&image, 160, &[0]);
+    image
+}
+
+const SLOW_JOURNAL: u64 = 64 << 30;
+
+/// Whether a process handles SIGINT, as `/proc` tells.
+fn catches_interrupts(process: u32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+    u64::from_str_radix(caught.trim(), 16).unwrap() & (1 << (Signal::INT.as_raw() - 1)) != 0
+}
+
+#[test]
+fn a_check_that_is_interrupted_says_so() {
+    let scratch = Scratch::new();
+    let image = slow_image(&scratch);
+    for signal in [Signal::INT, Signal::TERM] {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_blobfs"));
+        command.args(["fsck", &image]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let child = command.spawn().unwrap();
+        while !catches_interrupts(child.id()) {
+            std::thread::yield_now();
+        }
+        kill_process(Pid::from_child(&child), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let text = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(32), "{text}");
+        assert_eq!(
+            text,
+            format!("blobfs: {image}: the check was cancelled by a signal; nothing was changed\n")
+        );
+        assert!(output.stdout.is_empty());
+    }
 }
 
 #[test]

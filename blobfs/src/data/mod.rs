@@ -14,7 +14,7 @@
 //!
 //! Buffered data stays in the cache until its file is synced, five seconds have passed or a quarter of the
 //! cache is dirty; blocks are allocated only then, so extents are long. A file of at most
-//! [`INLINE_MAX`] bytes without blocks is written into the tree itself.
+//! `INLINE_MAX` bytes without blocks is written into the tree itself.
 //!
 //! Invariants:
 //! - an extent enters the tree only after its data is on the device, and the stored size of a file moves in
@@ -22,7 +22,7 @@
 //! - what a client was told is written has its blocks reserved;
 //! - on the device, bytes of a file's last block behind the end of the file are unspecified until the file
 //!   grows: whatever makes it grow first zeroes them (`tail_clean`). In the cache they are always zero;
-//! - a file that is inline is no longer than [`INLINE_MAX`]: it is moved to blocks before it grows over that.
+//! - a file that is inline is no longer than `INLINE_MAX`: it is moved to blocks before it grows over that.
 
 mod arena;
 mod cache;

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::cli::FsckArgs;
 use crate::failure::{Failure, Status};
 use crate::image::Image;
+use crate::interrupt::Interrupt;
 
 /// Exit status when damage was found and is still there.
 const DAMAGE_LEFT: u8 = 4;
@@ -25,7 +26,13 @@ struct Described<'a> {
 
 /// Checks a file system and prints what is wrong with it.
 pub(crate) fn run(args: &FsckArgs) -> Result<ExitCode, Failure> {
-    let report = check_image(args).map_err(|failure| failure.with(Status::FsckOperational))?;
+    let cannot = |failure: Failure| failure.with(Status::FsckOperational);
+    let interrupt = Interrupt::install()
+        .map_err(|error| cannot(Failure::new("signals", error, "check the limits of the process")))?;
+    let Some(report) = check_image(args, interrupt).map_err(cannot)? else {
+        let failure = Failure::new(&args.image, "the check was cancelled by a signal", "nothing was changed");
+        return Err(failure.with(Status::FsckCancelled));
+    };
     if args.json {
         print_json(&report);
     } else {
@@ -34,7 +41,8 @@ pub(crate) fn run(args: &FsckArgs) -> Result<ExitCode, Failure> {
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { DAMAGE_LEFT.into() })
 }
 
-fn check_image(args: &FsckArgs) -> Result<Report, Failure> {
+/// The report; `None` when a signal came first.
+fn check_image(args: &FsckArgs, interrupt: Interrupt) -> Result<Option<Report>, Failure> {
     let image = Image::open_to_read(&args.image)?;
     let device = image.device.clone();
     let bar = progress_bar();
@@ -43,9 +51,9 @@ fn check_image(args: &FsckArgs) -> Result<Report, Failure> {
             bar.set_length(progress.total);
             bar.set_position(progress.done);
         };
-        let result = check_with(&device, &mut show).await;
+        let result = interrupt.before(check_with(&device, &mut show)).await;
         bar.finish_and_clear();
-        result
+        result.transpose()
     });
     checked.map_err(|error| Failure::new(&args.image, error, "use an image that blobfs made, whole"))
 }

@@ -56,7 +56,7 @@ structure, where it is, and what is wrong.";
 const FSCK_STATUS: &str = "\
 EXIT STATUS
   The sum of: 0 nothing found, 4 damage found, 8 the check could not be done (no such image, in use, unreadable, not
-  a blobfs image), 16 usage.";
+  a blobfs image), 16 usage, 32 cancelled by SIGINT or SIGTERM.";
 
 /// The whole command line.
 #[derive(Debug, Parser)]

@@ -14,6 +14,8 @@ pub(crate) enum Status {
     FsckOperational = 8,
     /// `fsck`: the command line is wrong.
     FsckUsage = 16,
+    /// `fsck`: a signal ended it.
+    FsckCancelled = 32,
 }
 
 /// What failed, why, and what to do about it.

@@ -5,6 +5,7 @@ mod cli;
 mod failure;
 mod image;
 mod info;
+mod interrupt;
 mod mkfs;
 mod signature;
 
