@@ -16,7 +16,8 @@ its own kernel: it mounts the device by its tag.";
 const SERVE_ABOUT: &str = "Serve an image to a virtual machine as a virtio-fs device.
 
 IMAGE is a file, a block device, or memory:SIZE for a file system that vanishes with the daemon. A file that does \
-not exist is created and formatted when --size is given; it takes room on disk only as it fills. The daemon serves \
+not exist is created and formatted when --size is given; it takes room on disk only as it fills. A block device, or a \
+file that exists, is formatted once with 'blobfs mkfs IMAGE' before it can be served. The daemon serves \
 one guest after the other until it gets SIGTERM or SIGINT; it then finishes the requests under way, writes \
 everything to the image and exits. It needs no root.";
 
@@ -93,7 +94,7 @@ pub(crate) struct ServeArgs {
 
     /// Create IMAGE with this size if it does not exist
     ///
-    /// SIZE is in bytes, or with K, M, G or T for powers of 1024.
+    /// SIZE is in bytes, or with K, M, G or T for powers of 1024. It changes nothing for an image that exists.
     #[arg(long)]
     pub(crate) size: Option<ByteSize>,
 

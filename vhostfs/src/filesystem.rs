@@ -96,7 +96,17 @@ fn open_store(args: &ServeArgs, spec: &ImageSpec, reactor: &Rc<Reactor>) -> Resu
     }
     let options = store::OpenOptions { readonly: args.readonly, ..store::OpenOptions::default() };
     let opened = reactor.block_on(Store::open(device, reactor.clone(), options));
-    opened.map_err(|error| Failure::new(image, error, "use an image that blobfs made, undamaged and whole"))
+    opened.map_err(|error| {
+        let advice = match error {
+            store::OpenError::NotAFileSystem => {
+                format!(
+                    "format it with 'blobfs mkfs {image}', which loses what it holds, or use another image"
+                )
+            }
+            _ => "use an image that blobfs made, undamaged and whole".to_owned(),
+        };
+        Failure::new(image, error, advice)
+    })
 }
 
 fn check_root(args: &ServeArgs, spec: &ImageSpec, reactor: &Rc<Reactor>) -> Result<(), Failure> {

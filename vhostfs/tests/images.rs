@@ -134,7 +134,7 @@ fn an_image_that_would_be_too_small_is_not_left_behind() {
 #[test]
 fn damaged_and_foreign_superblocks_are_refused() {
     for (offset, bytes, repair_checksum, expected) in [
-        (0, &b"notblob\0"[..], false, "not a blobfs"),
+        (0, &b"notblob\0"[..], false, "not a blobfs file system; format it with 'blobfs mkfs"),
         (12, &[99, 0, 0, 0][..], true, "version"),
         (32, &[0xff; 8][..], true, "feature"),
         (48, &[0xff; 16][..], false, "checksum"),
