@@ -16,8 +16,6 @@ pub enum Wait {
     Checkpoint,
     /// Freed blocks that are held back until device operations have ended, or by a discard or commit.
     Space,
-    /// Memory: node cache or data cache is full of what cannot be dropped yet.
-    Memory,
     /// The write-back of an inode's dirty pages (rename over a file, search for holes).
     WriteBack(InodeId),
     /// The inode has to be made ready to grow to this size in bytes.
@@ -122,15 +120,9 @@ pub enum FsError {
     /// Seek behind the last data or hole.
     #[error("no data behind the offset")]
     NoData,
-    /// The inode is busy (a subtree that is being moved into itself is `Invalid`).
-    #[error("busy")]
-    Busy,
     /// Memory limits do not allow the operation.
     #[error("out of memory")]
     OutOfMemory,
-    /// An address of the caller's buffers is outside its memory.
-    #[error("bad address")]
-    BadAddress,
     /// The operation was cancelled (the session ended).
     #[error("interrupted")]
     Interrupted,

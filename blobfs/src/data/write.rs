@@ -295,7 +295,7 @@ impl Fs {
             0 => None,
             blocks => Some(self.store.reserve(blocks)?),
         };
-        self.take_slots(inode, &mut plan)?;
+        self.take_slots(inode, bytes, &mut plan)?;
         self.change_pages(inode, bytes, &plan, src, reservation.as_mut());
         self.note_write(inode, bytes.end, flags);
         Ok(())
@@ -371,8 +371,8 @@ impl Fs {
         Ok(pieces.iter().filter(|piece| piece.stored.is_none()).map(|piece| piece.count).sum())
     }
 
-    /// Gives the new pages of a plan their slots, all or none.
-    fn take_slots(&self, inode: &Rc<Inode>, plan: &mut Plan) -> Result<(), Need> {
+    /// Gives the new pages of a plan their slots, all or none, with zeros around `bytes`.
+    fn take_slots(&self, inode: &Rc<Inode>, bytes: &Range<u64>, plan: &mut Plan) -> Result<(), Need> {
         if plan.iter().all(|target| target.slot.is_some()) {
             return Ok(());
         }
@@ -393,7 +393,9 @@ impl Fs {
             return Err(need);
         }
         for (target, slot) in plan.iter_mut().filter(|target| target.slot.is_none()).zip(taken) {
-            self.cache.memory(slot).zero();
+            let (memory, covered) = (self.cache.memory(slot), self.inside(target.page, bytes));
+            memory.slice(0, covered.start).zero();
+            memory.slice(covered.end, usize::MAX).zero();
             pages.insert(target.page, slot);
             pages.set_loaded(target.page, false);
             target.slot = Some(slot);
@@ -404,6 +406,13 @@ impl Fs {
 
 /// Changing pages.
 impl Fs {
+    /// The part of a page that `bytes` of the file cover, in bytes of the page.
+    fn inside(&self, page: u64, bytes: &Range<u64>) -> Range<usize> {
+        let (start, size) = (page * self.cache.page_size(), self.cache.page_size());
+        let within = |offset: u64| offset.saturating_sub(start).min(size) as usize;
+        within(bytes.start)..within(bytes.end)
+    }
+
     fn change_pages(
         self: &Rc<Self>,
         inode: &Rc<Inode>,
@@ -412,17 +421,14 @@ impl Fs {
         src: Source<'_>,
         mut reservation: Option<&mut Reservation>,
     ) {
-        let page_size = self.cache.page_size();
         let mut cursor: Option<Cursor<'_>> = match src {
             Source::Buffers(src) => Some(src.cursor()),
             Source::Zeros => None,
         };
         for Target { page, slot, reserve } in plan {
             let Some(slot) = *slot else { continue };
-            let start = (page * page_size).max(bytes.start);
-            let end = ((page + 1) * page_size).min(bytes.end);
-            let part =
-                self.cache.memory(slot).slice((start - page * page_size) as usize, (end - start) as usize);
+            let range = self.inside(*page, bytes);
+            let part = self.cache.memory(slot).slice(range.start, range.len());
             match &mut cursor {
                 Some(cursor) => {
                     cursor.drain(part);

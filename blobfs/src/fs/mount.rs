@@ -1,11 +1,12 @@
 //! Mounting, unmounting and waiting.
 
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use super::{Fs, Inode};
 use crate::data::Cache;
 use crate::error::{Corruption, FsError, Stop, Try, Wait};
-use crate::ondisk::{InodeFlags, InodeItem, Key};
+use crate::ondisk::{InodeFlags, InodeItem, Key, Kind};
 use crate::store::{Pins, Store};
 use crate::txn::{Origin, Txn};
 use crate::units::{InodeId, MapId};
@@ -38,12 +39,7 @@ impl Fs {
         let cache = Cache::new(options.cache_size, store.block_size() as usize)?;
         let (inodes, sessions) = Default::default();
         let fs = Rc::new(Self { store, cache, inodes, sessions, options });
-        let fresh = fs.run(|fs| fs.store.get(&Key::inode(InodeId::ROOT), |item| item.is_none())).await?;
-        if fresh && fs.store.has_given_ids() {
-            let problem = "the root directory is missing".into();
-            return Err(Corruption { structure: "inode item", offset: InodeId::ROOT.0, problem }.into());
-        }
-        if fresh {
+        if !fs.run(|fs| fs.has_root()).await? {
             fs.run(|fs| fs.make_root()).await?;
         }
         if !options.readonly {
@@ -51,6 +47,26 @@ impl Fs {
             fs.delete_orphans().await?;
         }
         Ok(fs)
+    }
+
+    /// Whether there is a root directory; only a new file system has none.
+    fn has_root(&self) -> Try<bool> {
+        let root = Key::inode(InodeId::ROOT);
+        if self.store.get(&root, |item| item.is_some())? {
+            return Ok(true);
+        }
+        let mut is_new = true;
+        self.store.scan(
+            &Key::new(root.owner, Kind::Inode, 0),
+            &Key::new(u64::MAX, Kind::Inode, 0),
+            |_, _| {
+                is_new = false;
+                ControlFlow::Break(())
+            },
+        )?;
+        let problem = || "the root directory is missing".into();
+        let damage = || Corruption { structure: "inode item", offset: root.owner, problem: problem() };
+        if is_new { Ok(false) } else { Err(FsError::from(damage()).into()) }
     }
 
     fn make_root(&self) -> Try<()> {
@@ -107,7 +123,7 @@ impl Fs {
                 pins.clear();
                 Box::pin(self.wait_for_data(wait)).await
             }
-            Wait::Nodes(_) | Wait::Commit | Wait::Checkpoint | Wait::Space | Wait::Memory => {
+            Wait::Nodes(_) | Wait::Commit | Wait::Checkpoint | Wait::Space => {
                 self.store.wait_pinned(&wait, pins).await
             }
         }

@@ -23,16 +23,25 @@ const INODE_CHANGE_LEN: usize = 128;
 impl Fs {
     /// Nobody may need `id` any more: deletes it in the background if it has no name and no session knows it.
     pub(super) fn release(self: &Rc<Self>, id: InodeId) {
-        let nameless = self.inodes.borrow().get(&id).is_some_and(|inode| inode.live.borrow().nlink == 0);
-        if !nameless || self.is_known(id) {
+        if self.is_released(id) {
+            let fs = self.clone();
+            self.store.reactor().spawn(async move { fs.delete_released(id).await });
+        }
+    }
+
+    /// Deletes an inode that has no name and that nobody knows.
+    pub(super) async fn delete_released(self: &Rc<Self>, id: InodeId) {
+        if !self.is_released(id) {
             return;
         }
-        let fs = self.clone();
-        self.store.reactor().spawn(async move {
-            if let Err(error) = fs.delete(id).await {
-                tracing::warn!(inode = id.0, %error, "deletion postponed to the next mount");
-            }
-        });
+        if let Err(error) = self.delete(id).await {
+            tracing::warn!(inode = id.0, %error, "deletion postponed to the next mount");
+        }
+    }
+
+    fn is_released(&self, id: InodeId) -> bool {
+        let nameless = self.inodes.borrow().get(&id).is_some_and(|inode| inode.live.borrow().nlink == 0);
+        nameless && !self.is_known(id)
     }
 
     /// Deletes what was left without a name before this mount, in the background.

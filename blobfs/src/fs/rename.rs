@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use hashbrown::HashMap;
+use smallvec::SmallVec;
 
 use super::create::{changed_directory, file_type_of};
 use super::dir::{Place, check_name};
@@ -10,6 +10,7 @@ use super::mount::libc_mode::{S_IFCHR, S_IFDIR, S_IFMT};
 use super::{Context, CreateSpec, Fs, Inode, NewNode, RenameMode};
 use crate::error::{FsError, Try, Wait};
 use crate::ondisk::{DirentRef, InodeItem, Key, Timestamp, encode_dirent};
+use crate::txn::Txn;
 use crate::units::InodeId;
 
 /// A place in the name space.
@@ -21,11 +22,15 @@ struct Name<'a> {
 
 /// Inode items that a rename changes; the same directory may be touched more than once.
 #[derive(Default)]
-struct Changed(HashMap<InodeId, (Rc<Inode>, InodeItem)>);
+struct Changed(SmallVec<[(Rc<Inode>, InodeItem); 4]>);
 
 impl Changed {
     fn item(&mut self, inode: &Rc<Inode>) -> &mut InodeItem {
-        &mut self.0.entry(inode.id).or_insert_with(|| (inode.clone(), inode.stored_item())).1
+        let at = self.0.iter().position(|(changed, _)| changed.id == inode.id).unwrap_or_else(|| {
+            self.0.push((inode.clone(), inode.stored_item()));
+            self.0.len() - 1
+        });
+        &mut self.0[at].1
     }
 
     fn directory(&mut self, inode: &Rc<Inode>, entries: i64, subdirs: i32, now: Timestamp) {
@@ -123,7 +128,7 @@ impl Fs {
             self.drop_name(&mut txn, target, now)
         });
         self.put_moved(&mut txn, &mut changed, &source, to_key, to, now);
-        self.commit_changed(&txn, changed)?;
+        self.commit_changed(txn, changed)?;
         if let Some(replaced) = replaced {
             replaced.apply(self);
         }
@@ -152,13 +157,13 @@ impl Fs {
         changed.directory(&b_dir, 0, i32::from(a_is) - i32::from(b_is), now);
         self.put_moved(&mut txn, &mut changed, &a_inode, b_key, b, now);
         self.put_moved(&mut txn, &mut changed, &b_inode, a_key, a, now);
-        self.commit_changed(&txn, changed)
+        self.commit_changed(txn, changed)
     }
 
     /// `inode` appears at `key`.
     fn put_moved(
         &self,
-        txn: &mut crate::txn::Txn,
+        txn: &mut Txn,
         changed: &mut Changed,
         inode: &Rc<Inode>,
         key: Key,
@@ -174,13 +179,12 @@ impl Fs {
         txn.put_with(key, |out| encode_dirent(entry, out));
     }
 
-    fn commit_changed(&self, txn: &crate::txn::Txn, changed: Changed) -> Try<()> {
-        let mut txn = txn.clone();
-        for (id, (_, item)) in &changed.0 {
-            txn.put_inode(*id, item);
+    fn commit_changed(&self, mut txn: Txn, changed: Changed) -> Try<()> {
+        for (inode, item) in &changed.0 {
+            txn.put_inode(inode.id, item);
         }
         self.store.commit(&txn)?;
-        for (inode, item) in changed.0.into_values() {
+        for (inode, item) in changed.0 {
             inode.settle(item);
         }
         Ok(())

@@ -176,7 +176,7 @@ impl Fs {
                 names.extend_from_slice(xattr.name());
                 names.push(0);
             }
-            ControlFlow::Continue(())
+            if names.len() > XATTR_LIST_MAX { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         if names.len() > XATTR_LIST_MAX { Err(FsError::TooBig.into()) } else { Ok(names) }
     }

@@ -104,9 +104,6 @@ const CACHE_NODES_MIN: usize = 256;
 /// Groups whose bitmaps one allocation looks into for a longer run than it has found.
 const GROUPS_TRIED_MAX: usize = 4;
 
-/// First number given to an inode or map. The root directory has the one before.
-const FIRST_ID: u64 = 2;
-
 /// Shortest run of freed blocks that is worth a discard, in bytes. Picked: what file systems on the host
 /// allocate at a time; a flash page is smaller.
 const DISCARD_LEN_MIN: u64 = 64 * 1024;
@@ -311,9 +308,9 @@ impl Store {
         crate::ondisk::name_hash(self.superblock.hash_key, name)
     }
 
-    /// Whether a number was ever given to an inode or map.
-    pub(crate) fn has_given_ids(&self) -> bool {
-        self.next_id.get() > FIRST_ID
+    /// Seed for tables in memory: differs between file systems, and is the same in every run of a simulation.
+    pub(crate) fn hash_seed(&self) -> u64 {
+        self.superblock.hash_key[0]
     }
 
     /// A number for a new inode or map; never given twice, not even after a crash.
@@ -849,7 +846,7 @@ impl Store {
             Wait::Commit => self.sync(self.last_seq()).await,
             Wait::Checkpoint => self.checkpoint().await,
             Wait::Space => self.wait_for_space().await,
-            Wait::Nodes(_) | Wait::Memory | Wait::WriteBack(_) | Wait::Growth(..) | Wait::Range(_) => Ok(()),
+            Wait::Nodes(_) | Wait::WriteBack(_) | Wait::Growth(..) | Wait::Range(_) => Ok(()),
         }
     }
 

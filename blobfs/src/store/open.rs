@@ -16,7 +16,7 @@ use super::journal::Journal;
 use super::load::Loads;
 use super::space::{Search, Space};
 use super::tree::{Plan, Tree};
-use super::{FIRST_ID, Rounds, Store, blocks, reserve_nodes};
+use super::{Rounds, Store, blocks, reserve_nodes};
 use crate::error::FsError;
 use crate::ondisk::Key;
 use crate::ondisk::chunk_map::CHUNK_NODES;
@@ -220,7 +220,7 @@ fn geometry(size: u64, device_block: u32, options: &MkfsOptions) -> Result<Super
         root: NodePtr::default(),
         chunk_map: NodePtr::default(),
         tail: JournalTail { pos: 0, seq: 1, previous_crc: 0 },
-        next_id: FIRST_ID,
+        next_id: 2,
         last_txn: 0,
         free_blocks: 0,
     };
