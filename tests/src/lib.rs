@@ -15,7 +15,7 @@
 //!
 //! - Everything that waits has a time limit; a guest that hangs is a failure with a message, never a stuck run.
 //! - Whatever a process printed is in a `*.log` file of the case's scratch folder, so a failure can show it.
-//! - A case that cannot run fails. Nothing is skipped.
+//! - A case that cannot run fails. Nothing is skipped: what needs root runs through sudo, or fails.
 
 pub mod artifacts;
 pub mod cases;

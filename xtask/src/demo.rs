@@ -1,10 +1,11 @@
-//! `cargo xtask demo`: a Linux guest on a new image, a tour in it, then a shell or a second guest that checks.
+//! `cargo xtask demo`: a Linux guest on a new image, a tour in it, then a shell, or a second guest that checks what the
+//! first one left and takes the same tour.
 
 use std::{path::Path, time::Duration};
 
 use vhostfs_tests::{
     artifacts::{Artifacts, MOUNT_POINT},
-    cases::{unpack_script, verify_script},
+    cases::{CHECKSUM_LIST, unpack_script, verify_script},
     daemon::Daemon,
     progress::{note, step},
     qemu::{Echo, Hardware, QemuGuest},
@@ -29,8 +30,8 @@ pub(crate) fn run(check: bool) -> anyhow::Result<()> {
             guest.power_off()?;
             daemon.stop_and_check()
         })?;
-        verify_in_second_guest(&artifacts, scratch.path())?;
-        println!("\nThe tour passed: every checksum was right in both guests, and the image is clean.");
+        second_guest(&artifacts, scratch.path())?;
+        println!("\nThe tour passed twice: every checksum was right in both guests, and the image is clean.");
         return Ok(());
     }
     if terminal::is_interactive() {
@@ -108,7 +109,8 @@ fn shell(guest: &mut QemuGuest) -> anyhow::Result<()> {
     result
 }
 
-fn verify_in_second_guest(artifacts: &Artifacts, scratch: &Path) -> anyhow::Result<()> {
+/// Finds everything as the first guest left it, removes it, and takes the tour again.
+fn second_guest(artifacts: &Artifacts, scratch: &Path) -> anyhow::Result<()> {
     let (daemon, mut guest) = boot(artifacts, scratch, "second")?;
     step("verify every checksum in the second guest", || {
         guest.run_with(&verify_script(), Echo::Lines, STOP_LIMIT).map(drop)
@@ -120,6 +122,14 @@ fn verify_in_second_guest(artifacts: &Artifacts, scratch: &Path) -> anyhow::Resu
         );
         guest.run(&script).map(drop)
     })?;
+    step("remove all of it, for a second tour on the same image", || {
+        let script = format!(
+            "set -e; cd {MOUNT_POINT}; rm -r tour {CHECKSUM_LIST} hard soft; sync; test -z \"$(ls -A)\"\n\
+             df -h {MOUNT_POINT}; df -i {MOUNT_POINT}"
+        );
+        guest.run_with(&script, Echo::Lines, STOP_LIMIT).map(drop)
+    })?;
+    tour(&mut guest)?;
     step("power off and stop the daemon, check the image", || {
         guest.power_off()?;
         daemon.stop_and_check()

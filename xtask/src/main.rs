@@ -37,7 +37,7 @@ enum Command {
     /// Boot a Linux guest on a new image, show a tour of the file system in it, then give a shell there.
     Demo {
         /// No shell: power off after the tour, boot a second guest on the same image, verify every checksum again,
-        /// check the image.
+        /// take the tour again there, check the image.
         #[arg(long)]
         check: bool,
     },

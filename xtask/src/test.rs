@@ -46,7 +46,13 @@ struct HostTest {
 const HOST_TESTS: &[HostTest] = &[
     HostTest { name: "format", about: "cargo fmt --check", run: format },
     HostTest { name: "lints", about: "cargo clippy, no warning allowed", run: lints },
+    HostTest { name: "documentation", about: "cargo doc, no warning allowed", run: documentation },
     HostTest { name: "workspace", about: "cargo test of every package", run: workspace },
+    HostTest {
+        name: "root",
+        about: "the tests that `workspace` leaves out, as root or through sudo",
+        run: as_root,
+    },
 ];
 
 /// Tests that passed and failed.
@@ -188,10 +194,35 @@ fn lints() -> anyhow::Result<Counts> {
     Ok(Counts::ONE_PASSED)
 }
 
+fn documentation() -> anyhow::Result<Counts> {
+    let mut command = build::cargo();
+    command.args(["doc", "--workspace", "--no-deps"]).env("RUSTDOCFLAGS", "--deny warnings");
+    build::run_shown(&mut command)?;
+    Ok(Counts::ONE_PASSED)
+}
+
 fn workspace() -> anyhow::Result<Counts> {
     let mut command = build::cargo();
     command.args(["test", "--workspace", "--no-fail-fast"]);
     count_results(&mut command)
+}
+
+/// Runs every test that is marked as ignored: only what needs root is.
+fn as_root() -> anyhow::Result<Counts> {
+    let mut command = build::cargo();
+    command.args(["test", "--workspace", "--tests", "--no-fail-fast"]);
+    if !rustix::process::geteuid().is_root() {
+        ensure!(
+            Path::new("/usr/bin/sudo").exists(),
+            "some tests need root, and there is no sudo; run as root"
+        );
+        // Cargo builds as the user, and only what it built runs as root.
+        command.args(["--config", "target.'cfg(all())'.runner = 'sudo'"]);
+    }
+    command.args(["--", "--ignored"]);
+    let counts = count_results(&mut command)?;
+    ensure!(counts.passed + counts.failed > 0, "no test was found that needs root; this step should go");
+    Ok(counts)
 }
 
 /// Runs `cargo test`, shows its output and adds up its result lines.
