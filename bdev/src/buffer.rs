@@ -198,7 +198,9 @@ impl IoBuffers {
     }
 }
 
-/// A place in the bytes of an [`IoBuffers`] that moves on with each copy.
+/// A place in the bytes of an [`IoBuffers`] that moves on with each copy. What was copied costs nothing any
+/// more, however many segments it has: a client decides about their number.
+#[derive(Clone)]
 pub struct Cursor<'a> {
     segments: &'a [Segment],
     skip: usize,
@@ -222,6 +224,22 @@ impl Cursor<'_> {
             // SAFETY: as in `fill`, with the directions exchanged.
             unsafe { std::ptr::copy(part.addr, dst.addr.add(done), part.len) };
         })
+    }
+
+    /// Copies bytes from the cursor's place to `dst`; returns how many there were.
+    #[inline]
+    pub fn copy_to(&mut self, dst: &mut [u8]) -> usize {
+        self.each_part(dst.len(), |part, done| {
+            // SAFETY: the segment is mapped (invariant of `IoBuffers`), `dst` has room for `done + len`
+            // bytes, and `dst` is an exclusive borrow, so the two do not overlap.
+            unsafe { std::ptr::copy_nonoverlapping(part.addr, dst[done..].as_mut_ptr(), part.len) };
+        })
+    }
+
+    /// Passes over bytes; returns how many there were.
+    #[inline]
+    pub fn skip(&mut self, len: usize) -> usize {
+        self.each_part(len, |_, _| {})
     }
 
     fn each_part(&mut self, len: usize, mut each: impl FnMut(Segment, usize)) -> usize {
@@ -298,5 +316,31 @@ impl Drop for AlignedBuf {
 impl std::fmt::Debug for AlignedBuf {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "AlignedBuf({} bytes)", self.len)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 32,768 segments over the same 16 bytes, read piece after piece: each segment is stepped over once.
+    #[test]
+    fn a_cursor_leaves_behind_what_it_has_read() {
+        const SEGMENTS: usize = 32_768;
+        let mut buf = AlignedBuf::zeroed(16, 16);
+        buf.copy_from_slice(b"0123456789abcdef");
+        let unit = IoBuffers::from_aligned(&Rc::new(buf));
+        let repeated = unit.segments().iter().copied().cycle().take(SEGMENTS);
+        let bytes = IoBuffers::new(repeated, Rc::new(unit.clone()));
+        let mut cursor = bytes.cursor();
+        assert_eq!(cursor.skip(5), 5);
+        let mut piece = [0; 16];
+        for passed in 1..SEGMENTS {
+            assert_eq!(cursor.copy_to(&mut piece), 16);
+            assert_eq!(&piece, b"56789abcdef01234");
+            assert_eq!(cursor.segments.len(), SEGMENTS - passed);
+        }
+        assert_eq!(cursor.copy_to(&mut piece), 11);
+        assert_eq!((cursor.copy_to(&mut piece), cursor.skip(1)), (0, 0));
     }
 }

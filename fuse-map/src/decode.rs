@@ -4,7 +4,7 @@
 //! memory at any time. A read never goes behind the length that the request's header states, and that length
 //! never behind the readable memory.
 
-use bdev::IoBuffers;
+use bdev::{Cursor, IoBuffers};
 use blobfs::fs::types::{FallocateMode, IoFlags, RenameMode, SeekTarget, SetAttr, SetTime, XattrMode};
 use blobfs::ondisk::Timestamp;
 use smallvec::SmallVec;
@@ -12,6 +12,11 @@ use zerocopy::{FromBytes, FromZeros, IntoBytes};
 
 use crate::abi::*;
 use crate::errno::Errno;
+use crate::session::TRANSFER_MAX;
+
+/// Longest request in bytes: a WRITE of [`TRANSFER_MAX`] with room to spare for its header and arguments. All
+/// others are shorter. A client's memory is no limit: a chain of buffers may name the same memory many times.
+pub(crate) const REQUEST_LEN_MAX: usize = TRANSFER_MAX as usize + (64 << 10);
 
 /// Longest name of a directory entry or an attribute in bytes.
 const NAME_LEN_MAX: usize = 255;
@@ -35,8 +40,12 @@ pub(crate) fn header(readable: &IoBuffers) -> Option<fuse_in_header> {
 }
 
 /// The arguments behind a header, read from front to back.
+///
+/// `cursor` stands at byte `at`. Only it is read from: looking for a position from the first segment on, for
+/// each argument, would cost a client's number of segments times its number of arguments.
 pub(crate) struct Args<'a> {
     bytes: &'a IoBuffers,
+    cursor: Cursor<'a>,
     at: usize,
     end: usize,
 }
@@ -47,10 +56,12 @@ impl<'a> Args<'a> {
         let at = size_of::<fuse_in_header>();
         let end = header.len as usize;
         let extensions = usize::from(header.total_extlen) * FUSE_REC_ALIGN;
-        if end > bytes.len() || end < at + extensions {
+        if end > bytes.len().min(REQUEST_LEN_MAX) || end < at + extensions {
             return Err(Errno::INVALID);
         }
-        Ok(Self { bytes, at, end })
+        let mut cursor = bytes.cursor();
+        cursor.skip(at);
+        Ok(Self { bytes, cursor, at, end })
     }
 
     /// Bytes that are left.
@@ -66,21 +77,25 @@ impl<'a> Args<'a> {
     }
 
     fn fill(&mut self, dst: &mut [u8]) -> Result<(), Errno> {
-        if dst.len() > self.left() || self.bytes.copy_to(self.at, dst) != dst.len() {
+        if dst.len() > self.left() || self.cursor.copy_to(dst) != dst.len() {
             return Err(Errno::INVALID);
         }
         self.at += dst.len();
         Ok(())
     }
 
-    /// The next `len` bytes as they lie in the client's memory.
-    pub(crate) fn data(&mut self, len: usize) -> Result<IoBuffers, Errno> {
+    /// Passes over the next `len` bytes. `len` was bounded by the caller.
+    fn skip(&mut self, len: usize) {
+        self.cursor.skip(len);
+        self.at += len;
+    }
+
+    /// The next `len` bytes as they lie in the client's memory; nothing is read behind them.
+    pub(crate) fn data(self, len: usize) -> Result<IoBuffers, Errno> {
         if len > self.left() {
             return Err(Errno::INVALID);
         }
-        let data = self.bytes.slice(self.at, len);
-        self.at += len;
-        Ok(data)
+        Ok(self.bytes.slice(self.at, len))
     }
 
     /// The next `len` bytes, copied. `len` was bounded by the caller.
@@ -99,13 +114,13 @@ impl<'a> Args<'a> {
         let mut chunk = [0; 64];
         loop {
             let wanted = chunk.len().min(self.left());
-            let got = self.bytes.copy_to(self.at, &mut chunk[..wanted]);
+            let got = self.cursor.clone().copy_to(&mut chunk[..wanted]);
             if got == 0 {
                 return Err(Errno::INVALID);
             }
             let nul = chunk[..got].iter().position(|byte| *byte == 0);
             string.extend_from_slice(&chunk[..nul.unwrap_or(got)]);
-            self.at += nul.map_or(got, |nul| nul + 1);
+            self.skip(nul.map_or(got, |nul| nul + 1));
             if string.len() > len_max {
                 return Err(Errno(libc::ENAMETOOLONG));
             }
@@ -171,13 +186,13 @@ impl<'a> Args<'a> {
                 (header.size as usize).checked_sub(size_of::<fuse_ext_header>()).ok_or(Errno::INVALID)?;
             let after =
                 self.at.checked_add(body_len).filter(|after| *after <= self.end).ok_or(Errno::INVALID)?;
-            let mut body = Args { bytes: self.bytes, at: self.at, end: after };
+            let mut body = Args { bytes: self.bytes, cursor: self.cursor.clone(), at: self.at, end: after };
             match header.kind {
                 count @ 0..=FUSE_MAX_NR_SECCTX => body.security_contexts(count, &mut extensions)?,
                 FUSE_EXT_GROUPS => body.groups(&mut extensions)?,
                 _ => return Err(Errno::INVALID),
             }
-            self.at = after;
+            self.skip(body_len);
         }
         Ok(extensions)
     }
@@ -194,7 +209,7 @@ impl<'a> Args<'a> {
             let value = self.copied(len)?;
             into.security.push((name, value));
             let padded = (self.at - start).next_multiple_of(FUSE_REC_ALIGN);
-            self.at = (start + padded).min(self.end);
+            self.skip((start + padded).min(self.end) - self.at);
         }
         Ok(())
     }

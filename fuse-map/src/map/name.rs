@@ -73,7 +73,8 @@ pub(crate) fn forget(call: &Call<'_>) {
 pub(crate) fn batch_forget(call: &Call<'_>) {
     let Ok(mut args) = call.args() else { return };
     let Ok(batch) = args.take::<fuse_batch_forget_in>() else { return };
-    for _ in 0..batch.count {
+    let here = args.left() / size_of::<fuse_forget_one>();
+    for _ in 0..here.min(batch.count as usize) {
         let Ok(one) = args.take::<fuse_forget_one>() else { return };
         call.forget(one.nodeid, one.nlookup);
     }

@@ -157,6 +157,16 @@ fn memory(bytes: &[u8]) -> IoBuffers {
     IoBuffers::new(pieces.iter().flat_map(|piece| piece.segments().iter().copied()), buf)
 }
 
+/// `head`, then the same memory with `unit` in it `times` over.
+pub(super) fn repeated(head: &[u8], unit: &[u8], times: usize) -> IoBuffers {
+    let buf = Rc::new(AlignedBuf::zeroed(head.len() + unit.len(), 8));
+    let whole = IoBuffers::from_aligned(&buf);
+    whole.copy_from(0, &[head, unit].concat());
+    let [head, unit] = [whole.slice(0, head.len()), whole.slice(head.len(), unit.len())];
+    let repeated = unit.segments().iter().copied().cycle().take(times);
+    IoBuffers::new(head.segments().iter().copied().chain(repeated), buf)
+}
+
 impl Client {
     /// A header for a request with `body_len` bytes of arguments.
     pub(super) fn header(&self, opcode: u32, nodeid: u64, body_len: usize) -> fuse_in_header {

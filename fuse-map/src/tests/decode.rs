@@ -5,6 +5,7 @@ use std::rc::Rc;
 use bdev::{AlignedBuf, IoBuffers};
 use zerocopy::{FromZeros, IntoBytes};
 
+use super::client::repeated;
 use crate::abi::*;
 use crate::decode::{self, Args};
 use crate::errno::Errno;
@@ -39,6 +40,34 @@ fn lengths_do_not_leave_the_memory() {
     assert!(with_args(&[0; 39], 0, |args| args.unwrap().take::<fuse_read_in>().is_err()));
     assert!(with_args(&[0; 8], 0, |args| args.unwrap().data(9).is_err()));
     assert!(with_args(&[0; 8], 0, |args| args.unwrap().xattr_value(u32::MAX).is_err()));
+}
+
+#[test]
+fn no_request_is_longer_than_the_limit_whatever_memory_is_named() {
+    let len_max = decode::REQUEST_LEN_MAX;
+    let memory = repeated(&[0; 40], &[0; 4096], 4096);
+    let accepted = |len: usize| {
+        let header = fuse_in_header { len: len as u32, ..fuse_in_header::new_zeroed() };
+        Args::new(&memory, &header).map(|args| args.left()).map_err(|errno| errno.0)
+    };
+    assert_eq!(accepted(len_max), Ok(len_max - 40));
+    assert_eq!(accepted(len_max + 1), Err(libc::EINVAL));
+    assert_eq!(accepted(memory.len()), Err(libc::EINVAL));
+}
+
+#[test]
+fn arguments_over_many_buffers_are_read_in_order() {
+    let units = 2000;
+    let memory = repeated(&[0; 40], b"ab\0c", units);
+    let header = fuse_in_header { len: (40 + 4 * units) as u32, ..fuse_in_header::new_zeroed() };
+    let mut args = Args::new(&memory, &header).unwrap();
+    for _ in 0..units / 2 {
+        assert_eq!(args.name().unwrap().as_slice(), b"ab");
+        assert_eq!(args.copied(1).unwrap(), b"c");
+        assert_eq!(args.take::<u32>().unwrap().to_le_bytes(), *b"ab\0c");
+    }
+    assert_eq!(args.left(), 0);
+    assert_eq!(args.name().err(), Some(Errno::INVALID));
 }
 
 #[test]

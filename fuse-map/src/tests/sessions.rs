@@ -2,11 +2,12 @@
 
 use std::time::Duration;
 
+use bdev::IoBuffers;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::client::*;
 use crate::abi::*;
-use crate::{Handled, op};
+use crate::{Handled, Request, op};
 
 fn init_of(major: u32, minor: u32) -> fuse_init_in {
     fuse_init_in { major, minor, max_readahead: 4096, flags: 0 }
@@ -148,6 +149,32 @@ fn a_batch_forgets_what_it_holds_and_no_more() {
         assert!(matches!(client.send(opcode, files[1], b"", 0).handled, Handled::NoReply));
     }
     assert!(client.getattr(files[1]).is_ok());
+}
+
+/// A chain of the longest queue whose buffers are all the same memory: what is not there is not worked on, and
+/// what is there is gone through once (see `Cursor`).
+#[test]
+fn a_batch_is_as_long_as_its_request_and_no_longer() {
+    const BUFFERS: usize = 32_766;
+    let (_world, client) = exclusive();
+    let file = client.file(ROOT, "file");
+    for _ in 0..BUFFERS {
+        client.lookup(ROOT, "file").unwrap();
+    }
+    let one = fuse_forget_one { nodeid: file, nlookup: 1 };
+    let batch = fuse_batch_forget_in { count: u32::MAX, dummy: 0 };
+    let send = |len: u32| {
+        let header = fuse_in_header { len, ..client.header(op::FUSE_BATCH_FORGET, 0, 0) };
+        let readable = repeated(&[header.as_bytes(), batch.as_bytes()].concat(), one.as_bytes(), BUFFERS);
+        let request = Request { readable, writable: IoBuffers::empty() };
+        assert!(matches!(client.session.handle(request), Handled::NoReply));
+    };
+    send(u32::MAX);
+    send(40 + 8 + 16 * BUFFERS as u32 + 1);
+    send(40 + 8 + 16 * BUFFERS as u32);
+    assert!(client.getattr(file).is_ok(), "all were forgotten, each of them once");
+    client.forget(file, 1);
+    assert_eq!(client.getattr(file).err(), Some(libc::ESTALE));
 }
 
 #[test]
