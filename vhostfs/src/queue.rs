@@ -321,17 +321,12 @@ impl Queue {
 
     /// Asks for kicks before the poller sleeps. Returns whether there is something to do first.
     pub fn prepare_sleep(&self) -> bool {
-        let mut state = self.state.borrow_mut();
-        let takes_chains = state.takes_chains();
-        match &mut state.ring {
-            Some(ring) if takes_chains => ring.enable_kicks(),
-            _ => false,
-        }
+        self.state.borrow_mut().running_ring().is_some_and(Ring::enable_kicks)
     }
 
     /// The poller is awake: kicks are not needed.
     pub fn finish_sleep(&self) {
-        if let Some(ring) = &mut self.state.borrow_mut().ring {
+        if let Some(ring) = self.state.borrow_mut().running_ring() {
             ring.disable_kicks();
         }
     }
@@ -348,6 +343,12 @@ impl State {
     #[inline]
     fn takes_chains(&self) -> bool {
         self.enabled && !self.broken && self.kick.is_some() && self.under_way < u32::from(self.size)
+    }
+
+    /// The ring, if chains may be taken from it. The memory of another one may be the guest's again: nothing but
+    /// the answers to what was taken before is written there.
+    fn running_ring(&mut self) -> Option<&mut Ring> {
+        if self.takes_chains() { self.ring.as_mut() } else { None }
     }
 
     /// Leaves the ring, if there is one. Answers under way are dropped when they come.

@@ -616,6 +616,33 @@ fn kicks_are_asked_for_before_sleeping_and_not_otherwise() {
     assert_eq!(fuse_reply(&guest.read(reply, 16)), (80, 0, 100));
 }
 
+/// Going to sleep and waking up write to rings that run, and to no other: a stopped ring's memory is the guest's.
+#[test]
+fn a_poller_that_sleeps_and_wakes_leaves_stopped_and_broken_rings_alone() {
+    const POISON: u16 = 0x5aa5;
+    let reactor = Reactor::new(Rc::new(SystemClock::new()));
+    let mut rig = Rig { poller: Poller::new(reactor.clone(), PollMode::Interrupt).unwrap() };
+    let (_, mut frontend, mut guest) = rig.start(0);
+    frontend.send(code::SET_VRING_ENABLE, code::NEED_REPLY, &words(&[1, 0]), &[]);
+    guest.offer(2, 16);
+    rig.settle();
+    assert_eq!(frontend.receive(), Some((code::SET_VRING_ENABLE, vec![0; 8])));
+    assert_eq!(signals(&frontend.queues[2].error), 1);
+    for queue in 0..3 {
+        guest.poison_kicks(queue, POISON);
+    }
+    // The timer wakes the poller out of its sleep; only then it is told to end.
+    let (readable, mut signal) = UnixStream::pair().unwrap();
+    rig.poller.stop_on(readable.into()).unwrap();
+    let timer = reactor.sleep(Duration::from_millis(5));
+    reactor.spawn(async move {
+        timer.await;
+        std::io::Write::write_all(&mut signal, b"x").unwrap();
+    });
+    rig.poller.run().unwrap();
+    assert_eq!([0, 1, 2].map(|queue| guest.kicks(queue).0), [1, POISON, POISON]);
+}
+
 #[test]
 fn features_are_offered() {
     let mut rig = Rig::new();

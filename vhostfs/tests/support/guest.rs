@@ -94,6 +94,11 @@ impl Guest {
         self.read_word(self.table(queue) + USED + 2)
     }
 
+    /// Sets the flags of the used ring, which are the device's, to anything.
+    pub fn poison_kicks(&self, queue: u16, flags: u16) {
+        self.write(self.table(queue) + USED, &flags.to_le_bytes());
+    }
+
     /// Flags and event index of the used ring: what the device says about kicks.
     pub fn kicks(&self, queue: u16) -> (u16, u16) {
         let ring = self.table(queue) + USED;
