@@ -5,9 +5,8 @@
 //! they block (UML's do).
 //!
 //! A descriptor that comes from a frontend is accepted only if it is of a kind that cannot make the poller
-//! wait: an event descriptor, a pipe or a socket, switched to non-blocking. A regular file could lie on a file
-//! system whose server never answers. (One hole is left: a frontend that switches its own event descriptor
-//! back to blocking and fills its counter. Only a write through io_uring would close it.)
+//! wait ([`Descriptor::check_events`]), and switched to non-blocking. (One hole is left: a frontend that switches
+//! its own event descriptor back to blocking and fills its counter. Only a write through io_uring would close it.)
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -16,41 +15,24 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl, fstatfs};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 
-/// Where anonymous inodes (event descriptors), pipes and sockets live (linux/magic.h).
-const HARMLESS_FILE_SYSTEMS: [i64; 3] = [0x0904_1934, 0x5049_5045, 0x534f_434b];
+use crate::descriptor::{Closer, Descriptor, DescriptorError};
 
 /// Events taken from the kernel per call. Picked: more wait for the next turn.
 const EVENTS_PER_CALL: usize = 64;
 
-/// A frontend sent a descriptor of another kind.
-#[derive(Debug, thiserror::Error)]
-pub enum DescriptorError {
-    /// Neither event descriptor, pipe nor socket.
-    #[error("descriptor is neither an event descriptor nor a pipe or socket")]
-    Kind,
-    /// The kernel refused something about it.
-    #[error("descriptor cannot be used")]
-    Kernel(#[from] rustix::io::Errno),
-}
-
-fn check_kind(fd: &OwnedFd) -> Result<(), DescriptorError> {
-    let harmless = HARMLESS_FILE_SYSTEMS.contains(&(fstatfs(fd)?.f_type));
-    if harmless { Ok(()) } else { Err(DescriptorError::Kind) }
-}
-
 /// A descriptor by which the frontend is told something.
 #[derive(Debug)]
-pub struct EventFd(OwnedFd);
+pub struct EventFd(Descriptor);
 
 impl EventFd {
     /// Takes a descriptor from a frontend.
     ///
     /// # Errors
     /// [`DescriptorError`].
-    pub fn new(fd: OwnedFd) -> Result<Self, DescriptorError> {
-        check_kind(&fd)?;
+    pub fn new(mut fd: Descriptor) -> Result<Self, DescriptorError> {
+        fd.check_events()?;
         fcntl_setfl(&fd, fcntl_getfl(&fd)? | OFlags::NONBLOCK)?;
         Ok(Self(fd))
     }
@@ -76,8 +58,8 @@ impl Kick {
     ///
     /// # Errors
     /// [`DescriptorError`].
-    pub fn watch(fd: OwnedFd, events: &Rc<Events>) -> Result<Self, DescriptorError> {
-        check_kind(&fd)?;
+    pub fn watch(mut fd: Descriptor, events: &Rc<Events>) -> Result<Self, DescriptorError> {
+        fd.check_events()?;
         Ok(Self::Watched(WatchedFd::input(fd, events, Key::WAKE)?))
     }
 }
@@ -114,6 +96,7 @@ pub struct Event {
 #[derive(Debug)]
 pub struct Events {
     epoll: OwnedFd,
+    closer: Closer,
 }
 
 impl Events {
@@ -122,7 +105,13 @@ impl Events {
     /// # Errors
     /// What the kernel reports.
     pub fn new() -> io::Result<Rc<Self>> {
-        Ok(Rc::new(Self { epoll: epoll::create(epoll::CreateFlags::CLOEXEC)? }))
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        Ok(Rc::new(Self { epoll, closer: Closer::start()? }))
+    }
+
+    /// Who closes what frontends send.
+    pub fn closer(&self) -> &Closer {
+        &self.closer
     }
 
     fn add(&self, fd: BorrowedFd<'_>, key: Key, interest: epoll::EventFlags) -> rustix::io::Result<()> {
@@ -162,7 +151,7 @@ impl AsFd for Events {
 /// same open file.)
 #[derive(Debug)]
 pub struct WatchedFd {
-    fd: OwnedFd,
+    fd: Descriptor,
     events: Rc<Events>,
 }
 
@@ -171,20 +160,20 @@ impl WatchedFd {
     ///
     /// # Errors
     /// What the kernel reports.
-    pub fn input(fd: OwnedFd, events: &Rc<Events>, key: Key) -> rustix::io::Result<Self> {
-        Self::new(fd, events, key, epoll::EventFlags::IN)
+    pub fn input(fd: impl Into<Descriptor>, events: &Rc<Events>, key: Key) -> rustix::io::Result<Self> {
+        Self::new(fd.into(), events, key, epoll::EventFlags::IN)
     }
 
     /// Watches a socket for input, room for output, and its end.
     ///
     /// # Errors
     /// What the kernel reports.
-    pub fn stream(fd: OwnedFd, events: &Rc<Events>, key: Key) -> rustix::io::Result<Self> {
+    pub fn stream(fd: Descriptor, events: &Rc<Events>, key: Key) -> rustix::io::Result<Self> {
         Self::new(fd, events, key, epoll::EventFlags::IN | epoll::EventFlags::OUT | epoll::EventFlags::RDHUP)
     }
 
     fn new(
-        fd: OwnedFd,
+        fd: Descriptor,
         events: &Rc<Events>,
         key: Key,
         interest: epoll::EventFlags,
@@ -203,7 +192,7 @@ impl AsFd for WatchedFd {
 impl Drop for WatchedFd {
     fn drop(&mut self) {
         if let Err(error) = epoll::delete(&self.events.epoll, &self.fd) {
-            tracing::error!(fd = self.fd.as_raw_fd(), %error, "descriptor cannot leave the poll set");
+            tracing::error!(fd = self.fd.as_fd().as_raw_fd(), %error, "descriptor cannot leave the poll set");
         }
     }
 }

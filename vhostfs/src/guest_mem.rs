@@ -20,19 +20,17 @@ mod fault;
 
 use std::cell::Cell;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use bdev::Segment;
-use rustix::fs::{fstat, fstatfs};
+use rustix::fs::fstat;
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 
-pub use fault::{fault_count, install_fault_handler};
+use crate::descriptor::{Descriptor, DescriptorError};
 
-/// File systems whose pages are produced by somebody who may never answer: an access to such memory could
-/// block the poller for ever (`FUSE_SUPER_MAGIC` and `NFS_SUPER_MAGIC` of linux/magic.h).
-const BLOCKING_FILE_SYSTEMS: [i64; 2] = [0x6573_5546, 0x6969];
+pub use fault::{fault_count, install_fault_handler};
 
 /// What a frontend says about one region (vhost-user, "Memory region description").
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,9 +77,9 @@ pub enum MemoryError {
         /// Regions that a table may have.
         max: usize,
     },
-    /// The file lies on a file system that may block the poller.
-    #[error("memory region lies in a file whose pages another process provides")]
-    BlockingFile,
+    /// An access to the file could block the poller.
+    #[error(transparent)]
+    File(#[from] DescriptorError),
     /// The kernel refused to map it.
     #[error("memory region cannot be mapped")]
     Map(#[from] rustix::io::Errno),
@@ -99,19 +97,18 @@ pub struct Region {
 }
 
 impl Region {
-    /// Maps `file` as described.
+    /// Maps `file` as described. A file whose pages are produced by somebody who may never answer is refused: an
+    /// access could block the poller for ever.
     ///
     /// # Errors
     /// [`MemoryError`] when the description is malformed or the file cannot be mapped.
-    pub fn map(description: RegionDescription, file: &OwnedFd) -> Result<Rc<Self>, MemoryError> {
+    pub fn map(description: RegionDescription, file: &mut Descriptor) -> Result<Rc<Self>, MemoryError> {
         if !description.is_sane() {
             return Err(MemoryError::Malformed(description));
         }
-        if BLOCKING_FILE_SYSTEMS.contains(&(fstatfs(file)?.f_type)) {
-            return Err(MemoryError::BlockingFile);
-        }
+        file.check_memory()?;
         // hugetlbfs reports its page size here, and wants offsets and lengths in multiples of it.
-        let page = (fstat(file)?.st_blksize as u64).max(4096).next_power_of_two();
+        let page = (fstat(&*file)?.st_blksize as u64).max(4096).next_power_of_two();
         let offset = description.mmap_offset & !(page - 1);
         let skip = (description.mmap_offset - offset) as usize;
         let mapping_len = (skip + description.len as usize)

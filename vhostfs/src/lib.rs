@@ -8,6 +8,7 @@
 //! Left to others: what a FUSE request means (`fuse-map`), files (`blobfs`), block devices (`bdev`), tasks
 //! and time (`reactor`).
 
+pub mod descriptor;
 pub mod device;
 pub mod events;
 pub mod guest_mem;

@@ -7,6 +7,7 @@ use std::rc::Rc;
 
 use bdev::{IoBuffers, Segment};
 use proptest::prelude::*;
+use vhostfs::descriptor::Descriptor;
 use vhostfs::guest_mem::{GuestMemory, Region, RegionDescription};
 use vhostfs::ring::chain::Chain;
 use vhostfs::ring::{Ring, RingAddresses, RingFeatures};
@@ -19,8 +20,9 @@ const SIZE: u16 = 8;
 
 fn attach(guest: &Guest, features: RingFeatures) -> (Ring, Rc<GuestMemory>) {
     let file: OwnedFd = guest.memory.try_clone().unwrap().into();
+    let mut file = Descriptor::from(file);
     let description = RegionDescription { gpa: GPA, uva: UVA, len: MEMORY_LEN, mmap_offset: 0 };
-    let memory = GuestMemory::new(vec![Region::map(description, &file).unwrap()]).unwrap();
+    let memory = GuestMemory::new(vec![Region::map(description, &mut file).unwrap()]).unwrap();
     let addresses = RingAddresses { descriptors: UVA, available: UVA + 0x1000, used: UVA + 0x2000 };
     let ring = Ring::attach(&memory, &addresses, SIZE, features, 0).unwrap();
     (ring, memory)

@@ -1,17 +1,15 @@
-use std::os::fd::OwnedFd;
-
 use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
 
 use super::*;
 
-fn memfd(len: u64) -> OwnedFd {
+fn memfd(len: u64) -> Descriptor {
     let file = memfd_create("guest", MemfdFlags::CLOEXEC).unwrap();
     ftruncate(&file, len).unwrap();
-    file
+    file.into()
 }
 
 fn region(gpa: u64, uva: u64, len: u64) -> Rc<Region> {
-    Region::map(RegionDescription { gpa, uva, len, mmap_offset: 0 }, &memfd(len)).unwrap()
+    Region::map(RegionDescription { gpa, uva, len, mmap_offset: 0 }, &mut memfd(len)).unwrap()
 }
 
 fn pieces(memory: &GuestMemory, gpa: u64, len: u64) -> Option<Vec<usize>> {
@@ -51,9 +49,9 @@ fn ring_areas_are_found_by_frontend_address_and_alignment() {
 
 #[test]
 fn malformed_and_overlapping_regions_are_refused() {
-    let file = memfd(0x1000);
-    let with =
-        |gpa, uva, len, mmap_offset| Region::map(RegionDescription { gpa, uva, len, mmap_offset }, &file);
+    let mut file = memfd(0x1000);
+    let mut with =
+        |gpa, uva, len, mmap_offset| Region::map(RegionDescription { gpa, uva, len, mmap_offset }, &mut file);
     assert!(with(0, 0, 0, 0).is_err());
     assert!(with(u64::MAX, 0, 2, 0).is_err());
     assert!(with(0, u64::MAX, 2, 0).is_err());
@@ -65,10 +63,10 @@ fn malformed_and_overlapping_regions_are_refused() {
 
 #[test]
 fn an_unaligned_file_offset_reaches_the_right_bytes() {
-    let file = memfd(0x4000);
+    let mut file = memfd(0x4000);
     rustix::io::pwrite(&file, b"here", 0x1234).unwrap();
     let description = RegionDescription { gpa: 0, uva: 0, len: 0x1000, mmap_offset: 0x1234 };
-    let memory = GuestMemory::new(vec![Region::map(description, &file).unwrap()]).unwrap();
+    let memory = GuestMemory::new(vec![Region::map(description, &mut file).unwrap()]).unwrap();
     assert_eq!(&memory.table(0, 16).unwrap().entry(0).unwrap()[..4], b"here");
 }
 
@@ -91,9 +89,9 @@ fn a_removed_region_lives_as_long_as_its_buffers() {
 #[test]
 fn shrinking_the_file_breaks_its_region_only() {
     install_fault_handler().unwrap();
-    let file = memfd(0x4000);
+    let mut file = memfd(0x4000);
     let description = RegionDescription { gpa: 0, uva: 0, len: 0x4000, mmap_offset: 0 };
-    let shrunk = GuestMemory::new(vec![Region::map(description, &file).unwrap()]).unwrap();
+    let shrunk = GuestMemory::new(vec![Region::map(description, &mut file).unwrap()]).unwrap();
     let other = GuestMemory::new(vec![region(0, 0, 0x1000)]).unwrap();
     let before = fault_count();
     ftruncate(&file, 0x1000).unwrap();

@@ -8,6 +8,7 @@ use reactor::Reactor;
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, accept_with};
 
+use crate::descriptor::Descriptor;
 use crate::device::VirtioDevice;
 use crate::events::{Event, Events, Key, WatchedFd};
 use crate::log_limit::LogLimit;
@@ -64,7 +65,10 @@ impl Endpoint {
             first: 0,
         };
         match source {
-            Source::Listener(fd) => endpoint.listener = Some(WatchedFd::input(fd, events, listener_key)?),
+            Source::Listener(fd) => {
+                let listener = Descriptor::foreign(fd, events.closer());
+                endpoint.listener = Some(WatchedFd::input(listener, events, listener_key)?);
+            }
             Source::Connected(fd) => endpoint.connect(fd, events).map_err(io::Error::other)?,
         }
         Ok(endpoint)

@@ -13,10 +13,11 @@ use std::rc::Rc;
 use rustix::io::Errno;
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendFlags,
-    recvmsg, sendmsg,
+    Shutdown, recvmsg, sendmsg, shutdown,
 };
 use vhost::vhost_user::message::{MAX_ATTACHED_FD_ENTRIES, MAX_MSG_SIZE, VhostUserHeaderFlag};
 
+use crate::descriptor::{Closer, Descriptor};
 use crate::events::{Events, Key, WatchedFd};
 
 /// Request, flags, size: 32 bits each.
@@ -65,7 +66,7 @@ pub struct Frame {
     /// The payload.
     pub payload: Vec<u8>,
     /// Descriptors that came with it.
-    pub fds: Vec<OwnedFd>,
+    pub fds: Vec<Descriptor>,
 }
 
 /// A connected frontend.
@@ -73,7 +74,8 @@ pub struct Frame {
 pub struct Connection {
     socket: WatchedFd,
     input: Vec<u8>,
-    fds: Vec<OwnedFd>,
+    fds: Vec<Descriptor>,
+    closer: Closer,
     output: VecDeque<u8>,
     /// The socket may have input; cleared when it says that it has none.
     readable: bool,
@@ -85,8 +87,10 @@ impl Connection {
     /// # Errors
     /// What the kernel reports.
     pub fn new(socket: OwnedFd, events: &Rc<Events>, key: Key) -> Result<Self, ConnectionError> {
-        let socket = WatchedFd::stream(socket, events, key)?;
-        Ok(Self { socket, input: Vec::new(), fds: Vec::new(), output: VecDeque::new(), readable: true })
+        let closer = events.closer().clone();
+        let socket = WatchedFd::stream(Descriptor::foreign(socket, &closer), events, key)?;
+        let (input, fds, output) = (Vec::new(), Vec::new(), VecDeque::new());
+        Ok(Self { socket, input, fds, closer, output, readable: true })
     }
 
     /// An event says that something changed.
@@ -155,7 +159,7 @@ impl Connection {
         };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(fds) = message {
-                self.fds.extend(fds);
+                self.fds.extend(fds.map(|fd| Descriptor::foreign(fd, &self.closer)));
             }
         }
         if received.flags.contains(ReturnFlags::CTRUNC) || self.fds.len() > MAX_ATTACHED_FD_ENTRIES {
@@ -206,5 +210,13 @@ impl Connection {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for Connection {
+    /// The frontend learns of the end at once, whenever the socket is closed.
+    fn drop(&mut self) {
+        // Of one that is not connected any more there is nobody to tell.
+        let _ = shutdown(&self.socket, Shutdown::Both);
     }
 }

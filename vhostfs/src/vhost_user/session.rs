@@ -17,8 +17,9 @@ use virtio_bindings::bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RIN
 
 use super::connection::{Connection, ConnectionError, Frame};
 use super::message::{DecodeError, Message, VringFd};
+use crate::descriptor::{Descriptor, DescriptorError};
 use crate::device::VirtioDevice;
-use crate::events::{DescriptorError, EventFd, Events, Key, Kick};
+use crate::events::{EventFd, Events, Key, Kick};
 use crate::guest_mem::{GuestMemory, MemoryError, OutsideMemory, Region, RegionDescription};
 use crate::log_limit::LogLimit;
 use crate::queue::{Queue, QueueError};
@@ -136,7 +137,7 @@ pub struct Session {
     features: u64,
     protocol_features: VhostUserProtocolFeatures,
     /// Held open, since a frontend may watch its end.
-    backend_channel: Option<OwnedFd>,
+    backend_channel: Option<Descriptor>,
     waiting: Option<Waiting>,
     limit: Rc<LogLimit>,
 }
@@ -293,7 +294,7 @@ impl Session {
         self.queues.get(index as usize).ok_or(Refusal::NoSuchQueue(index))
     }
 
-    fn execute(&mut self, message: Message, fds: Vec<OwnedFd>) -> Result<Outcome, Refusal> {
+    fn execute(&mut self, message: Message, mut fds: Vec<Descriptor>) -> Result<Outcome, Refusal> {
         match message {
             Message::GetFeatures => return Ok(Outcome::Reply(word(self.offered_features()).into())),
             Message::SetFeatures(features) => self.set_features(features)?,
@@ -309,7 +310,7 @@ impl Session {
             Message::GetMaxMemSlots => {
                 return Ok(Outcome::Reply(word(GuestMemory::REGIONS_MAX as u64).into()));
             }
-            Message::SetMemTable(regions) => return self.set_memory_table(&regions, &fds),
+            Message::SetMemTable(regions) => return self.set_memory_table(&regions, &mut fds),
             Message::AddMemReg(region) => self.add_region(region, fds)?,
             Message::RemMemReg(region) => return self.remove_region(&region),
             Message::SetVringNum { index, num } => {
@@ -391,7 +392,7 @@ impl Session {
     fn set_memory_table(
         &mut self,
         regions: &[RegionDescription],
-        fds: &[OwnedFd],
+        fds: &mut [Descriptor],
     ) -> Result<Outcome, Refusal> {
         if fds.len() != regions.len() {
             return Err(Refusal::DescriptorCount { got: fds.len(), expected: regions.len() });
@@ -403,8 +404,8 @@ impl Session {
         Ok(Outcome::Wait(Condition::Unmapped(removed), Continuation::Acknowledge))
     }
 
-    fn add_region(&mut self, region: RegionDescription, fds: Vec<OwnedFd>) -> Result<(), Refusal> {
-        let memory = self.memory.with(Region::map(region, &only_fd(fds)?)?)?;
+    fn add_region(&mut self, region: RegionDescription, fds: Vec<Descriptor>) -> Result<(), Refusal> {
+        let memory = self.memory.with(Region::map(region, &mut only_fd(fds)?)?)?;
         self.replace_memory(memory);
         Ok(())
     }
@@ -446,13 +447,13 @@ impl Drop for Session {
     }
 }
 
-fn only_fd(fds: Vec<OwnedFd>) -> Result<OwnedFd, Refusal> {
-    <[OwnedFd; 1]>::try_from(fds)
+fn only_fd(fds: Vec<Descriptor>) -> Result<Descriptor, Refusal> {
+    <[Descriptor; 1]>::try_from(fds)
         .map(|[fd]| fd)
         .map_err(|fds| Refusal::DescriptorCount { got: fds.len(), expected: 1 })
 }
 
-fn vring_fd(vring: VringFd, fds: Vec<OwnedFd>) -> Result<Option<OwnedFd>, Refusal> {
+fn vring_fd(vring: VringFd, fds: Vec<Descriptor>) -> Result<Option<Descriptor>, Refusal> {
     if !vring.has_fd && fds.is_empty() { Ok(None) } else { only_fd(fds).map(Some) }
 }
 
