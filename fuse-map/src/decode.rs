@@ -4,6 +4,8 @@
 //! memory at any time. A read never goes behind the length that the request's header states, and that length
 //! never behind the readable memory.
 
+use std::mem::offset_of;
+
 use bdev::{Cursor, IoBuffers};
 use blobfs::fs::types::{FallocateMode, IoFlags, RenameMode, SeekTarget, SetAttr, SetTime, XattrMode};
 use blobfs::ondisk::Timestamp;
@@ -37,6 +39,24 @@ pub(crate) fn header(readable: &IoBuffers) -> Option<fuse_in_header> {
     let mut header = fuse_in_header::new_zeroed();
     let len = readable.copy_to(0, header.as_mut_bytes());
     (len == size_of::<fuse_in_header>()).then_some(header)
+}
+
+/// What can be told of a request whose header may end too early.
+pub(crate) struct Head {
+    pub(crate) opcode: Option<u32>,
+    /// 0 when it is not there: the reply then names no request, but there is one.
+    pub(crate) unique: u64,
+}
+
+/// Reads the part of the header that is there.
+pub(crate) fn head(readable: &IoBuffers) -> Head {
+    let mut header = fuse_in_header::new_zeroed();
+    let len = readable.copy_to(0, header.as_mut_bytes());
+    let has = |end| len >= end;
+    Head {
+        opcode: has(offset_of!(fuse_in_header, unique)).then_some(header.opcode),
+        unique: if has(offset_of!(fuse_in_header, nodeid)) { header.unique } else { 0 },
+    }
 }
 
 /// The arguments behind a header, read from front to back.

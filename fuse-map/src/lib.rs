@@ -38,6 +38,9 @@ use std::pin::Pin;
 
 use bdev::IoBuffers;
 
+use errno::Errno;
+use reply::Reply;
+
 pub use session::{CachePolicy, Export, Session};
 
 /// One FUSE request in the client's memory.
@@ -48,15 +51,37 @@ pub struct Request {
     pub writable: IoBuffers,
 }
 
+impl Request {
+    /// Answers a request that did not arrive whole (its parts before a defect did) with an error number of the
+    /// kernel, as far as it can be told what it was: one without a reply is left out, and so is one of an unknown
+    /// kind that has no room for a reply.
+    #[cold]
+    pub fn refuse(&self, errno: i32) -> Handled {
+        let head = decode::head(&self.readable);
+        let one_way = match head.opcode {
+            Some(opcode) => op::is_one_way(opcode),
+            None => self.writable.is_empty(),
+        };
+        if one_way {
+            return Handled::NoReply;
+        }
+        if self.writable.len() < reply::HEADER_LEN {
+            return Handled::Unanswerable;
+        }
+        let reply = Reply { writable: &self.writable, unique: head.unique };
+        Handled::Done(reply.error(Errno(errno)))
+    }
+}
+
 /// What became of a request.
 pub enum Handled {
     /// A reply of this many bytes lies in `writable`.
     Done(usize),
-    /// The request has no reply (FORGET, BATCH_FORGET).
+    /// The request has no reply (FORGET, BATCH_FORGET, or it asked for none).
     NoReply,
     /// The request waits for the device; the future gives the reply's length, 0 when the session was reset
     /// meanwhile.
     Pending(Pin<Box<dyn Future<Output = usize>>>),
-    /// Not even a reply header finds room, or the request has no whole header.
+    /// Not even a reply header finds room.
     Unanswerable,
 }

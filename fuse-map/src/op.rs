@@ -25,6 +25,11 @@ pub(crate) enum Op {
     Refused(i32),
 }
 
+/// Whether nobody waits for a reply.
+pub(crate) fn is_one_way(opcode: u32) -> bool {
+    matches!(find(opcode), Op::OneWay(_))
+}
+
 /// One line per opcode: number, name, and how it is served.
 macro_rules! opcodes {
     ($($number:literal $name:ident $kind:ident ($($argument:expr),*);)*) => {

@@ -106,7 +106,7 @@ impl Session {
     /// Handles one request. Never blocks, and never panics whatever the client sent.
     pub fn handle(self: &Rc<Self>, request: Request) -> Handled {
         let Request { readable, writable } = &request;
-        let Some(header) = decode::header(readable) else { return Handled::Unanswerable };
+        let Some(header) = decode::header(readable) else { return request.refuse(libc::EINVAL) };
         let reply = Reply { writable, unique: header.unique };
         let call = Call { session: self, header, readable, reply };
         let op = op::find(header.opcode);

@@ -15,7 +15,7 @@ use vhostfs::poller::{PollMode, Poller, Source, Tenure};
 
 mod support;
 
-use support::empty_fs::{ECHO, ECHO_LATER, EmptyFs, INIT};
+use support::empty_fs::{BATCH_FORGET, ECHO, ECHO_LATER, EmptyFs, FORGET, INIT};
 use support::guest::{
     BUFFERS, Frontend, GPA, Guest, INDIRECT, MEMORY_LEN, NEXT, UVA, WRITE, code, fuse_reply, fuse_request,
     message, region, signals, vring_addr, words,
@@ -203,12 +203,13 @@ fn a_request_without_room_for_a_reply_breaks_its_queue_only() {
     let outside = GPA + MEMORY_LEN;
     let inside = GPA + BUFFERS + 0x8000;
     for (request, request_len, reply, reply_len) in [
-        (outside, 40, inside, 16),
+        (outside, 40, outside, 16),
+        (outside, 40, inside, 15),
         (GPA + BUFFERS, 40, outside, 16),
         (GPA + BUFFERS, 40, outside - 8, 16),
-        (GPA + BUFFERS, 39, inside, 16),
         (GPA + BUFFERS, 40, inside, 15),
         (GPA + BUFFERS, 40, inside, 0),
+        (GPA + BUFFERS, 39, inside, 0),
     ] {
         let mut rig = Rig::new();
         let (_, frontend, mut guest) = rig.start(0);
@@ -217,6 +218,56 @@ fn a_request_without_room_for_a_reply_breaks_its_queue_only() {
         guest.descriptor(guest.table(1), 1, reply, reply_len, WRITE, 0);
         guest.offer(1, 0);
         assert_broken(&mut rig, &frontend, &mut guest);
+    }
+}
+
+#[test]
+fn a_header_that_is_not_there_fails_its_request_only() {
+    let outside = GPA + MEMORY_LEN;
+    for (first, first_len, second, second_len, expected) in [
+        (outside, 40, GPA + BUFFERS, 64, (16, -libc::EFAULT, 0)),
+        (GPA + BUFFERS, 15, outside, 64, (16, -libc::EFAULT, 0)),
+        (GPA + BUFFERS, 16, outside, 64, (16, -libc::EFAULT, 7)),
+        (GPA + BUFFERS, 39, outside, 1, (16, -libc::EFAULT, 7)),
+        (GPA + BUFFERS, 39, 0, 0, (16, -libc::EINVAL, 7)),
+        (0, 0, 0, 0, (16, -libc::EINVAL, 0)),
+    ] {
+        let mut rig = Rig::new();
+        let (_, frontend, mut guest) = rig.start(0);
+        guest.write(BUFFERS, &fuse_request(ECHO, 7, &[]));
+        guest.descriptor(guest.table(1), 0, first, first_len, NEXT, 1);
+        guest.descriptor(guest.table(1), 1, second, second_len, NEXT, 2);
+        guest.descriptor(guest.table(1), 2, GPA + 0x50000, 16, WRITE, 0);
+        guest.offer(1, 0);
+        rig.settle();
+        assert_eq!(guest.take_used(1), [(0, 16)]);
+        assert_eq!(fuse_reply(&guest.read(0x50000, 16)), expected);
+        assert_eq!(signals(&frontend.queues[1].error), 0);
+        assert_echo(&mut rig, &mut guest, 1);
+    }
+}
+
+/// Nobody waits for an answer, so that none can be missing: the driver gets its descriptors back.
+#[test]
+fn a_request_without_a_reply_does_not_break_its_queue_whatever_its_addresses() {
+    let outside = GPA + MEMORY_LEN;
+    for (opcode, header, header_len, payload) in [
+        (FORGET, GPA + BUFFERS, 40, outside),
+        (BATCH_FORGET, GPA + BUFFERS, 40, outside),
+        (BATCH_FORGET, GPA + BUFFERS, 39, outside),
+        (FORGET, outside, 40, GPA + BUFFERS),
+        (FORGET, GPA + BUFFERS, 7, outside),
+    ] {
+        let mut rig = Rig::new();
+        let (_, frontend, mut guest) = rig.start(0);
+        guest.write(BUFFERS, &fuse_request(opcode, 7, &[0; 24]));
+        guest.descriptor(guest.table(0), 0, header, header_len, NEXT, 1);
+        guest.descriptor(guest.table(0), 1, payload, 24, 0, 0);
+        guest.offer(0, 0);
+        rig.settle();
+        assert_eq!(guest.take_used(0), [(0, 0)]);
+        assert_eq!(signals(&frontend.queues[0].error), 0);
+        assert_echo(&mut rig, &mut guest, 0);
     }
 }
 

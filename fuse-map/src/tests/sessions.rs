@@ -243,19 +243,37 @@ fn no_late_answer_reaches_a_client_that_was_reset() {
 }
 
 #[test]
-fn requests_without_a_header_or_room_for_one_cannot_be_answered() {
+fn a_header_that_ends_too_early_is_an_error() {
     let (_world, client) = exclusive();
     let header = client.header(op::FUSE_GETATTR, ROOT, 16);
     let whole = [header.as_bytes(), &[0; 16]].concat();
     for len in 0..40 {
-        let sent = client.send_bytes(&whole[..len], header.unique, 200);
-        assert!(matches!(sent.handled, Handled::Unanswerable), "{len}");
+        // The reply names the request as soon as that can be told.
+        let unique = if len < 16 { 0 } else { header.unique };
+        let sent = client.send_bytes(&whole[..len], unique, 200);
+        assert_eq!(client.finish(sent), Err(libc::EINVAL), "{len}");
+        // Without room: whoever may be waiting for a reply is not left out.
+        let without_room = client.send_bytes(&whole[..len], unique, 0).handled;
+        assert!(matches!(without_room, Handled::NoReply) == (len < 8), "{len}");
+        assert!(matches!(without_room, Handled::Unanswerable) == (len >= 8), "{len}");
     }
+    let forget = client.header(op::FUSE_FORGET, ROOT, 8);
+    for len in 0..40 {
+        let handled = client.send_bytes(&forget.as_bytes()[..len], 0, 0).handled;
+        assert!(matches!(handled, Handled::NoReply), "{len}");
+    }
+    assert!(client.finish(client.send_bytes(&whole, header.unique, 200)).is_ok());
+}
+
+#[test]
+fn requests_without_room_for_a_reply_header_cannot_be_answered() {
+    let (_world, client) = exclusive();
+    let header = client.header(op::FUSE_GETATTR, ROOT, 16);
+    let whole = [header.as_bytes(), &[0; 16]].concat();
     for room in 0..16 {
         let sent = client.send_bytes(&whole, header.unique, room);
         assert!(matches!(sent.handled, Handled::Unanswerable), "{room}");
     }
-    assert!(client.finish(client.send_bytes(&whole, header.unique, 200)).is_ok());
 }
 
 #[test]

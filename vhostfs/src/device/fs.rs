@@ -23,12 +23,6 @@ pub const TAG_LEN: usize = 36;
 /// the poller looks at in each turn, and eight bits for the queue number in vhost-user's messages.
 pub const REQUEST_QUEUES_MAX: u16 = 128;
 
-/// Length of `struct fuse_in_header`; `unique` lies at byte 8.
-const IN_HEADER_LEN: usize = 40;
-const IN_HEADER_UNIQUE: usize = 8;
-/// Length of `struct fuse_out_header`: length, error, unique.
-const OUT_HEADER_LEN: usize = 16;
-
 /// Why a device was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum FsDeviceError {
@@ -90,10 +84,12 @@ impl<H: FuseHandler> VirtioDevice for FsDevice<H> {
     fn serve(&self, _queue: u16, chain: &Chain, memory: &Rc<GuestMemory>) -> Served {
         let readable = IoBuffers::new(chain.readable().iter().copied(), memory.clone());
         let writable = IoBuffers::new(chain.writable().iter().copied(), memory.clone());
-        if let Some(fault) = chain.fault() {
-            return refuse(&readable, &writable, fault);
-        }
-        match self.handler.handle(Request { readable, writable }) {
+        let request = Request { readable, writable };
+        let handled = match chain.fault() {
+            None => self.handler.handle(request),
+            Some(fault) => refuse(&request, chain, fault),
+        };
+        match handled {
             Handled::Done(len) => Served::Done(len),
             Handled::NoReply => Served::Done(0),
             Handled::Pending(reply) => Served::Pending(reply),
@@ -108,20 +104,13 @@ impl<H: FuseHandler> VirtioDevice for FsDevice<H> {
 
 /// Answers a chain of which only the parts before a defect are there.
 #[cold]
-fn refuse(readable: &IoBuffers, writable: &IoBuffers, fault: ChainFault) -> Served {
-    if readable.len() < IN_HEADER_LEN || writable.len() < OUT_HEADER_LEN {
-        return Served::Unanswerable;
+fn refuse(request: &Request, chain: &Chain, fault: ChainFault) -> Handled {
+    // An answer was asked for where none can be placed, whatever the request was.
+    if request.writable.is_empty() && chain.has_writable() {
+        return Handled::Unanswerable;
     }
-    let errno = match fault {
+    request.refuse(match fault {
         ChainFault::Address => libc::EFAULT,
         ChainFault::Order => libc::EINVAL,
-    };
-    let mut unique = [0; 8];
-    readable.copy_to(IN_HEADER_UNIQUE, &mut unique);
-    let mut header = [0; OUT_HEADER_LEN];
-    header[0..4].copy_from_slice(&(OUT_HEADER_LEN as u32).to_le_bytes());
-    header[4..8].copy_from_slice(&(-errno).to_le_bytes());
-    header[8..16].copy_from_slice(&unique);
-    writable.copy_from(0, &header);
-    Served::Done(OUT_HEADER_LEN)
+    })
 }

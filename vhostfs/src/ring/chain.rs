@@ -59,6 +59,12 @@ impl Chain {
         &self.writable
     }
 
+    /// Whether the driver gave something to write, in memory or not.
+    #[inline]
+    pub fn has_writable(&self) -> bool {
+        !self.writable.is_empty() || self.writable_fault.is_some()
+    }
+
     /// The defect, if there is one.
     #[inline]
     pub fn fault(&self) -> Option<ChainFault> {
@@ -83,7 +89,7 @@ impl Chain {
         self.bytes = self.bytes.saturating_add(len as usize);
         let (segments, fault) = if descriptor.is_write_only() {
             (&mut self.writable, &mut self.writable_fault)
-        } else if self.writable.is_empty() && self.writable_fault.is_none() {
+        } else if !self.has_writable() {
             (&mut self.readable, &mut self.readable_fault)
         } else {
             self.readable_fault.get_or_insert(ChainFault::Order);

@@ -16,7 +16,7 @@ pub const ECHO: u32 = 0x7001;
 pub const ECHO_LATER: u32 = 0x7002;
 
 const LOOKUP: u32 = 1;
-const FORGET: u32 = 2;
+pub const FORGET: u32 = 2;
 const GETATTR: u32 = 3;
 const STATFS: u32 = 17;
 pub const INIT: u32 = 26;
@@ -24,7 +24,7 @@ const OPENDIR: u32 = 27;
 const READDIR: u32 = 28;
 const RELEASEDIR: u32 = 29;
 const DESTROY: u32 = 38;
-const BATCH_FORGET: u32 = 42;
+pub const BATCH_FORGET: u32 = 42;
 const READDIRPLUS: u32 = 44;
 const SYNCFS: u32 = 50;
 
@@ -68,7 +68,7 @@ impl FuseHandler for EmptyFs {
     fn handle(&self, request: Request) -> Handled {
         let mut header = [0; IN_HEADER_LEN];
         if request.readable.copy_to(0, &mut header) < IN_HEADER_LEN {
-            return Handled::Unanswerable;
+            return request.refuse(libc::EINVAL);
         }
         let opcode = u32::from_le_bytes(header[4..8].try_into().unwrap());
         if matches!(opcode, FORGET | BATCH_FORGET) {
