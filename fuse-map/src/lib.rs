@@ -21,7 +21,10 @@
 //!
 //! - Whatever the client sent, nothing panics, and nothing outside the export is reached: node 1 is the
 //!   export's root, and every other node must have been given to the client before.
-//! - A future of a session that was reset meanwhile makes no further call and writes no reply.
+//! - A future of a session that was reset meanwhile writes no reply. One that waits to call `blobfs` again does not
+//!   call any more, so that no name and no lookup changes afterwards. READ, WRITE, FSYNC, SYNCFS, FALLOCATE and
+//!   large attribute values are one call that waits inside `blobfs` and goes on to its end: what the client asked to
+//!   be written before it left is still written.
 
 mod abi;
 mod decode;

@@ -120,8 +120,8 @@ impl Session {
         call.serve(op).unwrap_or_else(|errno| Handled::Done(reply.error(errno)))
     }
 
-    /// Drops what the client holds: lookups, pins, what INIT agreed on. Requests under way write nothing any
-    /// more.
+    /// Drops what the client holds: lookups, pins, what INIT agreed on. Requests under way get no reply any
+    /// more; see the crate's invariants for what becomes of them.
     pub fn reset(&self) {
         self.generation.set(self.generation.get() + 1);
         self.agreed.set(None);

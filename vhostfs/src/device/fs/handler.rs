@@ -7,7 +7,7 @@ pub trait FuseHandler: 'static {
     /// Handles one request. Never blocks, and never panics whatever the guest sent.
     fn handle(&self, request: Request) -> Handled;
 
-    /// Drops what the guest holds: lookups, pins, locks. Requests under way write nothing any more.
+    /// Drops what the guest holds: lookups, pins, locks. Requests under way get no reply any more.
     fn reset(&self);
 }
 
