@@ -503,6 +503,41 @@ fn a_stopped_ring_goes_on_where_it_was() {
     assert_echo(&mut rig, &mut guest, 1);
 }
 
+/// The messages of QEMU 10 when a guest is paused and goes on, then when its driver lets go of the device. In
+/// between the guest goes on with the nodes that it knows.
+#[test]
+fn a_paused_guest_keeps_its_session_and_a_driver_that_leaves_ends_it() {
+    let mut rig = Rig::new();
+    let (fs, mut frontend, mut guest) = rig.start(0);
+    assert_echo(&mut rig, &mut guest, 1);
+    let stop_all = |rig: &mut Rig, frontend: &mut Frontend, bases: [u32; 3]| {
+        for queue in 0..3 {
+            frontend.send(code::SET_VRING_ENABLE, code::NEED_REPLY, &words(&[queue, 0]), &[]);
+        }
+        for queue in 0..3 {
+            frontend.send(code::GET_VRING_BASE, 0, &words(&[queue, 0]), &[]);
+        }
+        rig.settle();
+        for _ in 0..3 {
+            assert_eq!(frontend.receive(), Some((code::SET_VRING_ENABLE, vec![0; 8])));
+        }
+        for (queue, base) in (0..).zip(bases) {
+            assert_eq!(frontend.receive(), Some((code::GET_VRING_BASE, words(&[queue, base]))));
+        }
+    };
+    stop_all(&mut rig, &mut frontend, [0, 1, 0]);
+    assert_eq!(fs.resets(), 0);
+    for (queue, base) in (0..).zip([0, 1, 0]) {
+        frontend.start_queue_at(&guest, queue, base);
+    }
+    assert_echo(&mut rig, &mut guest, 1);
+    assert_eq!(fs.resets(), 0);
+    stop_all(&mut rig, &mut frontend, [0, 2, 0]);
+    frontend.send(code::RESET_DEVICE, 0, &[], &[]);
+    rig.settle();
+    assert_eq!(fs.resets(), 1);
+}
+
 #[test]
 fn disabling_is_acknowledged_when_nothing_is_under_way() {
     let mut rig = Rig::new();

@@ -4,6 +4,12 @@
 //! until nobody uses a removed memory region any more) holds back the messages behind it and nothing else:
 //! the poller looks again in each turn.
 //!
+//! What the guest holds in the device (lookups, pins, locks) goes with RESET_DEVICE, with a new FUSE_INIT and with the
+//! connection, but not when its rings stop, not even all of them. A frontend stops them by GET_VRING_BASE also when
+//! the guest is paused, or saved or moved elsewhere and then not: the driver goes on as if nothing had been. The
+//! specification calls a device without a running ring suspended, and has it keep its state. QEMU sends RESET_DEVICE
+//! since 8.2 when the driver lets go of the device; of older ones, and of User-Mode Linux, the next FUSE_INIT tells.
+//!
 //! What is not answered as asked is refused: with an error in the acknowledgement if the frontend wants one,
 //! with an empty payload if the message has a reply of its own. Only lost framing ends a connection.
 

@@ -268,9 +268,14 @@ impl Frontend {
     }
 
     pub fn start_queue(&self, guest: &Guest, queue: u16) {
+        self.start_queue_at(guest, queue, 0);
+    }
+
+    /// Starts a queue whose next chain is number `base`.
+    pub fn start_queue_at(&self, guest: &Guest, queue: u16, base: u32) {
         let index = u32::from(queue);
         self.send(code::SET_VRING_NUM, 0, &words(&[index, guest.queue_size.into()]), &[]);
-        self.send(code::SET_VRING_BASE, 0, &words(&[index, 0]), &[]);
+        self.send(code::SET_VRING_BASE, 0, &words(&[index, base]), &[]);
         self.send(code::SET_VRING_ADDR, 0, &vring_addr(queue, UVA + guest.table(queue)), &[]);
         let events = &self.queues[usize::from(queue)];
         let payload = u64::from(queue).to_le_bytes();
