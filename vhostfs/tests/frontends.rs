@@ -3,23 +3,36 @@
 //! Poller and frontend share the test's thread: the poller moves only in [`Rig::settle`], so each test is
 //! exact and needs no clock.
 
+use std::io::Write;
 use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bdev::Bdev;
+use bdev::memory::Memory;
+use blobfs::Fs;
+use blobfs::fs::MountOptions;
+use blobfs::store::{MkfsOptions, OpenOptions, Store, mkfs};
+use blobfs::units::InodeId;
+use fuse_map::{CachePolicy, Export};
 use reactor::{Reactor, SystemClock};
 use vhostfs::device::fs::FsDevice;
+use vhostfs::events::{Events, Key};
 use vhostfs::guest_mem::install_fault_handler;
 use vhostfs::poller::{PollMode, Poller, Source, Tenure};
+use vhostfs::vhost_user::connection::{Connection, ConnectionError};
 
 mod support;
 
-use support::empty_fs::{BATCH_FORGET, ECHO, ECHO_LATER, EmptyFs, FORGET, INIT};
+use support::empty_fs::{BATCH_FORGET, ECHO, ECHO_LATER, EmptyFs, FORGET, INIT, LOOKUP, SYNCFS};
 use support::guest::{
     BUFFERS, Frontend, GPA, Guest, INDIRECT, MEMORY_LEN, NEXT, UVA, WRITE, code, fuse_reply, fuse_request,
-    message, region, signals, vring_addr, words,
+    init_request, message, region, signals, vring_addr, words,
 };
+
+const MKDIR: u32 = 9;
 
 const EVENT_IDX: u64 = 1 << 29;
 const INDIRECT_DESC: u64 = 1 << 28;
@@ -57,6 +70,22 @@ impl Rig {
         while quiet < 130 {
             quiet = if self.poller.turn().unwrap() { 0 } else { quiet + 1 };
         }
+    }
+
+    /// Lets it look at its sockets once.
+    fn settle_a_little(&mut self) {
+        for _ in 0..65 {
+            self.poller.turn().unwrap();
+        }
+    }
+
+    /// Error and body of the reply to a guest's request.
+    fn call(&mut self, guest: &mut Guest, opcode: u32, node: u64, body: &[u8]) -> (i32, Vec<u8>) {
+        let reply = guest.request_about(1, 0, opcode, node, body);
+        self.settle();
+        let (len, error, _) = fuse_reply(&guest.read(reply, 16));
+        assert_eq!(guest.take_used(1), [(0, len)]);
+        (error, guest.read(reply + 16, len as usize - 16))
     }
 
     fn start(&mut self, features: u64) -> (EmptyFs, Frontend, Guest) {
@@ -362,6 +391,85 @@ fn a_silent_frontend_does_not_stall_another_device() {
     assert_echo(&mut rig, &mut guest, 1);
     silent.send_raw(&whole[7..30], &[]);
     assert_echo(&mut rig, &mut guest, 1);
+}
+
+/// It is sent away once it has left 64 KiB of replies unread, and nobody waits for it before.
+#[test]
+fn a_frontend_that_never_reads_its_replies_is_sent_away() {
+    let mut rig = Rig::new();
+    let (fs, mut deaf) = rig.connected();
+    let (_, _frontend, mut guest) = rig.start(0);
+    let question = message(code::GET_QUEUE_NUM, 0, &[]);
+    let mut questions = 0;
+    while fs.resets() == 0 {
+        deaf.send_raw(&question, &[]);
+        questions += 1;
+        rig.settle_a_little();
+        assert!(questions < 100_000, "replies are kept without an end");
+    }
+    assert!(questions * 20 > 64 << 10, "{questions}");
+    assert_echo(&mut rig, &mut guest, 1);
+    let mut answers = 0;
+    while deaf.receive().is_some() {
+        answers += 1;
+    }
+    assert!(answers < questions && deaf.is_closed());
+}
+
+#[test]
+fn replies_that_nobody_reads_are_told_as_the_reason() {
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    let mut connection = Connection::new(ours.into(), &Events::new().unwrap(), Key::WAKE).unwrap();
+    let end = (0..1000).find_map(|_| connection.reply(1, &[0; 4096]).err());
+    assert_eq!(end, Some(ConnectionError::Unread));
+}
+
+/// What one frontend sends at once is cut into turns, in each of which the others have theirs.
+#[test]
+fn a_flood_of_messages_leaves_each_turn_to_others() {
+    let mut rig = Rig::new();
+    let (_, mut flooder) = rig.connected();
+    let (_, _frontend, mut guest) = rig.start(0);
+    flooder.send_raw(&message(code::GET_QUEUE_NUM, 0, &[]).repeat(100), &[]);
+    let mut turns = Vec::new();
+    while turns.iter().sum::<usize>() < 100 {
+        guest.request(1, 0, ECHO, b"hello");
+        rig.poller.turn().unwrap();
+        assert_eq!(guest.take_used(1), [(0, 16 + 5)]);
+        turns.push(std::iter::from_fn(|| flooder.receive()).count());
+    }
+    turns.retain(|messages| *messages > 0);
+    assert_eq!(turns, [16, 16, 16, 16, 16, 16, 4]);
+}
+
+/// A queue has 256 descriptors and 4 MiB of a turn; the chain that reaches the limit is taken whole.
+#[test]
+fn a_flood_in_one_queue_leaves_each_turn_to_others() {
+    let small_chains = (0x800, [128, 128]); // of two descriptors
+    let large_chains = (0xb8000, [6, 6]); // of 736 KiB
+    for (reply_len, expected) in [small_chains, large_chains] {
+        let mut rig = Rig::new();
+        let (_, flooder) = rig.connected();
+        let mut flood = Guest::new(256);
+        flooder.start(&flood, 0, 3);
+        let (_, _frontend, mut guest) = rig.start(0);
+        flood.write(BUFFERS, &fuse_request(ECHO, 7, b"x"));
+        flood.descriptor(flood.table(1), 0, GPA + BUFFERS, 41, NEXT, 1);
+        flood.descriptor(flood.table(1), 1, GPA + BUFFERS + 0x8000, reply_len, WRITE, 0);
+        for _ in 0..expected.iter().sum() {
+            flood.offer(1, 0);
+        }
+        for chains in expected {
+            for queue in 0..3 {
+                guest.request(queue, 0, ECHO, b"hello");
+            }
+            rig.poller.turn().unwrap();
+            assert_eq!(flood.take_used(1).len(), chains);
+            for queue in 0..3 {
+                assert_eq!(guest.take_used(queue), [(0, 16 + 5)]);
+            }
+        }
+    }
 }
 
 #[test]
@@ -723,10 +831,98 @@ fn a_poller_that_sleeps_and_wakes_leaves_stopped_and_broken_rings_alone() {
     let timer = reactor.sleep(Duration::from_millis(5));
     reactor.spawn(async move {
         timer.await;
-        std::io::Write::write_all(&mut signal, b"x").unwrap();
+        signal.write_all(b"x").unwrap();
     });
     rig.poller.run().unwrap();
     assert_eq!([0, 1, 2].map(|queue| guest.kicks(queue).0), [1, POISON, POISON]);
+}
+
+/// Lines of this thread's log.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn lines(&self) -> Vec<String> {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap().lines().map(str::to_owned).collect()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_broken_queue_is_told_in_one_line() {
+    let log = Log::default();
+    let writer = log.clone();
+    let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let mut rig = Rig::new();
+    let (_, frontend, mut guest) = rig.start(0);
+    let before = log.lines().len();
+    guest.offer(1, 16);
+    assert_broken(&mut rig, &frontend, &mut guest);
+    guest.offer(1, 16);
+    frontend.send(code::GET_FEATURES, 0, &[], &[]);
+    rig.settle();
+    let lines = &log.lines()[before..];
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(lines[0].contains("WARN") && lines[0].contains("queue=1"), "{lines:?}");
+    assert!(lines[0].contains("descriptor index 16 is outside its table of 16"), "{lines:?}");
+}
+
+/// Two file systems, each with its device and its guest, on one thread.
+#[test]
+fn two_file_systems_are_served_by_one_poller() {
+    install_fault_handler().unwrap();
+    let reactor = Reactor::new(Rc::new(SystemClock::new()));
+    let mut rig = Rig { poller: Poller::new(reactor.clone(), PollMode::Interrupt).unwrap() };
+    let mut guests = ["a", "b"].map(|tag| {
+        let fs = new_file_system(&reactor);
+        let export = Export { root: InodeId::ROOT, readonly: false, cache: CachePolicy::Exclusive };
+        let device = FsDevice::new(fuse_map::Session::new(fs, export), tag, 2).unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        rig.poller.add_device(Rc::new(device), Source::Connected(ours.into()), Tenure::Successive).unwrap();
+        let (frontend, guest) = (Frontend::new(theirs), Guest::new(16));
+        frontend.start(&guest, EVENT_IDX | INDIRECT_DESC, 3);
+        (Some(frontend), guest)
+    });
+    for (_, guest) in &mut guests {
+        assert_eq!(rig.call(guest, INIT, 0, &init_request(!(1 << 30))).0, 0);
+    }
+    // One directory in the one, a tree in the other, in turns.
+    for round in 0..50 {
+        for (index, (_, guest)) in guests.iter_mut().enumerate() {
+            let name = format!("{index}-{round}\0");
+            assert_eq!(rig.call(guest, MKDIR, 1, &[&[0; 8][..], name.as_bytes()].concat()).0, 0);
+        }
+    }
+    let found = |(error, body): (i32, Vec<u8>)| error == 0 && body[..8] != [0; 8];
+    for (index, (_, guest)) in guests.iter_mut().enumerate() {
+        assert!(found(rig.call(guest, LOOKUP, 1, format!("{index}-49\0").as_bytes())));
+        assert!(!found(rig.call(guest, LOOKUP, 1, format!("{}-0\0", 1 - index).as_bytes())));
+    }
+    // One guest dies; the other does not notice.
+    guests[0].0 = None;
+    rig.settle();
+    assert_eq!(rig.call(&mut guests[1].1, SYNCFS, 1, &[0; 8]).0, 0);
+    assert!(found(rig.call(&mut guests[1].1, LOOKUP, 1, b"1-0\0")));
+}
+
+fn new_file_system(reactor: &Rc<Reactor>) -> Rc<Fs> {
+    let inner = reactor.clone();
+    reactor.block_on(async move {
+        let device: Rc<dyn Bdev> = Memory::new(64 << 20, 4096);
+        mkfs(&device, &MkfsOptions::default()).await.unwrap();
+        let store = Store::open(device, inner, OpenOptions::default()).await.unwrap();
+        Fs::mount(store, MountOptions::default()).await.unwrap()
+    })
 }
 
 #[test]
@@ -770,7 +966,7 @@ fn a_stopping_poller_finishes_what_is_under_way_and_takes_no_more() {
     rig.settle();
     let (readable, mut signal) = UnixStream::pair().unwrap();
     rig.poller.stop_on(readable.into()).unwrap();
-    std::io::Write::write_all(&mut signal, b"x").unwrap();
+    signal.write_all(b"x").unwrap();
     rig.settle();
     guest.request(1, 2, ECHO, b"too late");
     let timer = reactor.sleep(Duration::from_millis(5));

@@ -1,81 +1,27 @@
 //! Images that cannot be served: one line that says why, and nothing is touched.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::io::{Seek, SeekFrom, Write};
+use std::path::Path;
 
-use tempfile::TempDir;
+mod support;
 
-struct Folder(TempDir);
+use support::daemon::Folder;
 
 impl Folder {
-    fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn serve(&self, image: &Path, options: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vhostfs"));
-        command.arg("serve").arg("--socket").arg(self.path("socket")).args(["--tag", "t"]).args(options);
-        command.arg(image);
-        command
-    }
-
-    /// Fails with status 1 and one line that contains `expected`; the image stays as it was.
+    /// Fails with status 1 and one line that gives `reason`; the image stays as it was.
     #[track_caller]
-    fn assert_refused(&self, image: &Path, options: &[&str], expected: &str) {
+    fn assert_refused(&self, image: &Path, options: &[&str], reason: &str) {
         let before = fs::read(image).ok();
         let output = self.serve(image, options).output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(1), "{text}");
         assert_eq!(text.lines().count(), 1, "{text}");
-        assert!(text.starts_with("vhostfs: ") && text.contains(expected) && text.contains("; "), "{text}");
+        // The image comes first, then what is wrong, and behind a semicolon what to do.
+        let (_, rest) = text.strip_prefix("vhostfs: ").and_then(|text| text.split_once(": ")).expect(&text);
+        assert!(rest.contains("; ") && rest.contains(reason), "{text}");
         assert!(fs::read(image).ok() == before, "the image was changed");
         assert!(!self.path("socket").exists(), "the socket was made");
-    }
-
-    /// A daemon that has said that it is ready.
-    fn start(&self, image: &Path, options: &[&str]) -> Daemon {
-        let mut child = self.serve(image, options).stderr(Stdio::piped()).spawn().unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut line = String::new();
-        while !line.contains("ready") {
-            line.clear();
-            assert!(log.read_line(&mut line).unwrap() > 0, "the daemon has ended");
-        }
-        Daemon { child, log }
-    }
-
-    /// An image that a daemon made and left clean.
-    fn made(&self) -> PathBuf {
-        let image = self.path("image");
-        self.start(&image, &["--size", "16M"]).stop();
-        image
-    }
-}
-
-struct Daemon {
-    child: Child,
-    log: BufReader<std::process::ChildStderr>,
-}
-
-impl Daemon {
-    fn signal(&self, signal: i32) {
-        let pid = rustix::process::Pid::from_raw(self.child.id() as i32).unwrap();
-        let signal = rustix::process::Signal::from_named_raw(signal).unwrap();
-        rustix::process::kill_process(pid, signal).unwrap();
-    }
-
-    /// SIGTERM: it leaves a clean image and exits 0.
-    fn stop(mut self) {
-        self.signal(libc::SIGTERM);
-        let mut rest = String::new();
-        self.log.read_to_string(&mut rest).unwrap();
-        assert_eq!(self.child.wait().unwrap().code(), Some(0), "{rest}");
     }
 }
 
@@ -99,17 +45,17 @@ const SUPERBLOCKS: [u64; 2] = [4096, 8192];
 #[test]
 fn what_is_no_image_is_refused() {
     let folder = Folder::new();
-    folder.assert_refused(&folder.path("missing"), &[], "missing");
-    folder.assert_refused(&folder.path("no/such/folder"), &["--size", "16M"], "no/such/folder");
-    folder.assert_refused(folder.0.path(), &[], "");
+    folder.assert_refused(&folder.path("missing"), &[], "no such file or device");
+    folder.assert_refused(&folder.path("no/such/folder"), &["--size", "16M"], "no such file or device");
+    folder.assert_refused(folder.0.path(), &[], "neither a regular file nor a block device");
     let other = folder.path("other");
     fs::write(&other, vec![0x5a; 1 << 20]).unwrap();
-    folder.assert_refused(&other, &[], "other");
+    folder.assert_refused(&other, &[], "not a blobfs file system");
     // A size is for a new image only: nothing is formatted over.
-    folder.assert_refused(&other, &["--size", "16M"], "other");
+    folder.assert_refused(&other, &["--size", "16M"], "not a blobfs file system");
     let empty = folder.path("empty");
     File::create(&empty).unwrap();
-    folder.assert_refused(&empty, &[], "empty");
+    folder.assert_refused(&empty, &[], "smaller than one block");
 }
 
 #[test]
@@ -124,9 +70,9 @@ fn a_root_that_is_not_there_is_refused_before_anything_is_changed() {
 #[test]
 fn an_image_that_would_be_too_small_is_not_left_behind() {
     let folder = Folder::new();
-    for size in ["1", "4096", "64K"] {
+    for (size, reason) in [("1", "smaller than one block"), ("4096", "too small"), ("64K", "too small")] {
         let image = folder.path(size);
-        folder.assert_refused(&image, &["--size", size], size);
+        folder.assert_refused(&image, &["--size", size], reason);
         assert!(!image.exists());
     }
 }
@@ -156,7 +102,8 @@ fn a_truncated_image_is_refused() {
     let folder = Folder::new();
     let image = folder.made();
     OpenOptions::new().write(true).open(&image).unwrap().set_len(8 << 20).unwrap();
-    folder.assert_refused(&image, &[], "image");
+    let reason = "the device has 8388608 bytes, the file system 16777216";
+    folder.assert_refused(&image, &[], reason);
 }
 
 #[test]
@@ -165,8 +112,8 @@ fn an_image_in_use_is_refused_and_its_user_goes_on() {
     let image = folder.made();
     let other = Folder::new();
     let user = other.start(&image, &[]);
-    folder.assert_refused(&image, &[], "use");
-    folder.assert_refused(&image, &["--readonly"], "use");
+    folder.assert_refused(&image, &[], "in use by another program");
+    folder.assert_refused(&image, &["--readonly"], "in use by another program");
     user.stop();
     folder.start(&image, &["--readonly"]).stop();
 }

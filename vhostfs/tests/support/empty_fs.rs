@@ -15,7 +15,7 @@ pub const ECHO: u32 = 0x7001;
 /// Echoes the payload after [`EmptyFs::release`].
 pub const ECHO_LATER: u32 = 0x7002;
 
-const LOOKUP: u32 = 1;
+pub const LOOKUP: u32 = 1;
 pub const FORGET: u32 = 2;
 const GETATTR: u32 = 3;
 const STATFS: u32 = 17;
@@ -26,7 +26,7 @@ const RELEASEDIR: u32 = 29;
 const DESTROY: u32 = 38;
 pub const BATCH_FORGET: u32 = 42;
 const READDIRPLUS: u32 = 44;
-const SYNCFS: u32 = 50;
+pub const SYNCFS: u32 = 50;
 
 const IN_HEADER_LEN: usize = 40;
 const OUT_HEADER_LEN: usize = 16;

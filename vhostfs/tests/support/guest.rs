@@ -129,9 +129,15 @@ impl Guest {
     /// A FUSE request in a chain of two descriptors from `head`, with buffers of its own per head: request
     /// and reply. Returns the offset of the reply.
     pub fn request(&mut self, queue: u16, head: u16, opcode: u32, payload: &[u8]) -> u64 {
+        self.request_about(queue, head, opcode, 0, payload)
+    }
+
+    /// As [`Guest::request`], about a node.
+    pub fn request_about(&mut self, queue: u16, head: u16, opcode: u32, node: u64, payload: &[u8]) -> u64 {
         let request = BUFFERS + u64::from(queue) * 0x20000 + u64::from(head) * 0x1000;
         let reply = request + 0x800;
         self.write(request, &fuse_request(opcode, u64::from(head) + 100, payload));
+        self.write(request + 16, &node.to_le_bytes());
         let table = self.table(queue);
         let len = 40 + payload.len() as u32;
         self.descriptor(table, head, GPA + request, len, NEXT, head + 1);
@@ -149,6 +155,11 @@ pub fn fuse_request(opcode: u32, unique: u64, payload: &[u8]) -> Vec<u8> {
     bytes.resize(40, 0);
     bytes.extend(payload);
     bytes
+}
+
+/// Arguments of INIT of a kernel that offers these flags.
+pub fn init_request(flags: u32) -> Vec<u8> {
+    words(&[7, 38, 1 << 20, flags])
 }
 
 /// Length, error and unique number of a reply.
