@@ -115,7 +115,14 @@ fn check_root(args: &ServeArgs, spec: &ImageSpec, reactor: &Rc<Reactor>) -> Resu
         return Err(Failure::new("--root", why, "leave it out"));
     }
     let readonly = ServeArgs { readonly: true, ..args.clone() };
-    Filesystem::open(&readonly, reactor).map(drop)
+    let checked = Filesystem::open(&readonly, reactor)?;
+    let fs = Rc::downgrade(&checked.fs);
+    drop(checked);
+    // The session that looked for it ends in a task, which keeps the image open, and so locked, until then.
+    while fs.strong_count() > 0 {
+        reactor.turn();
+    }
+    Ok(())
 }
 
 /// Whether there is no file system yet, because the device lives no longer than the process or its file does not
