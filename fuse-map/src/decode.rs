@@ -223,7 +223,10 @@ impl<'a> Args<'a> {
             let context: fuse_secctx = self.take()?;
             let name = self.xattr_name()?;
             let len = context.size as usize;
-            if len > SECURITY_CONTEXT_LEN_MAX || !name.starts_with(b"security.") {
+            // In all extensions together: the file system looks for each of them among the others.
+            let is_full = into.security.len() == FUSE_MAX_NR_SECCTX as usize;
+            let is_double = into.security.iter().any(|(other, _)| *other == name);
+            if len > SECURITY_CONTEXT_LEN_MAX || !name.starts_with(b"security.") || is_full || is_double {
                 return Err(Errno::INVALID);
             }
             let value = self.copied(len)?;

@@ -86,6 +86,25 @@ fn extensions_do_not_leave_the_request() {
     assert_eq!(extension(16, FUSE_EXT_GROUPS, [u32::MAX, 77].as_bytes()), Err(libc::EINVAL));
 }
 
+/// Each extension has as many contexts as it may have, but there is no end of extensions.
+#[test]
+fn security_contexts_are_few_and_have_different_names() {
+    let extension = |name: &str| {
+        let context = [[1_u32, 0].as_bytes(), name.as_bytes(), b"\0x"].concat();
+        let mut bytes = [[8 + context.len().next_multiple_of(8) as u32, 1].as_bytes(), &context].concat();
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    };
+    let found = |names: &[String]| {
+        let body: Vec<u8> = names.iter().flat_map(|name| extension(name)).collect();
+        with_args(&body, 0, |args| args.unwrap().extensions().map(|found| found.security.len()))
+    };
+    let names: Vec<String> = (0..32).map(|number| format!("security.{number}")).collect();
+    assert_eq!(found(&names[..31]), Ok(31));
+    assert_eq!(found(&names), Err(Errno::INVALID));
+    assert_eq!(found(&[names[0].clone(), names[1].clone(), names[0].clone()]), Err(Errno::INVALID));
+}
+
 #[test]
 fn ranges_stay_below_the_largest_position() {
     assert!(decode::check_range(0, 1 << 20).is_ok());
