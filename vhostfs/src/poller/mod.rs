@@ -213,15 +213,11 @@ impl Poller {
         Ok(())
     }
 
-    /// Nothing was to do: spins on, gives way or sleeps.
+    /// Nothing was to do: spins on, or sleeps.
     fn idle(&mut self) -> io::Result<()> {
         let now = Instant::now();
         match self.pace.rest(now) {
             Rest::Spin => std::hint::spin_loop(),
-            Rest::GiveWay => {
-                std::thread::yield_now();
-                self.pace.gave_way(now.elapsed());
-            }
             Rest::Sleep if self.sleep()? => self.pace.woke(now.elapsed()),
             Rest::Sleep => self.pace.worked(),
         }
