@@ -16,8 +16,7 @@ use super::pages::PageState;
 use super::range_lock::Mode;
 use crate::error::{FsError, Stop, Try, Wait};
 use crate::fs::{Context, Fs, Inode, IoFlags, SetAttr, regular_file, without_privileges};
-use crate::ondisk::FILE_SIZE_MAX;
-use crate::ondisk::InodeFlags;
+use crate::ondisk::{FILE_SIZE_MAX, InodeFlags};
 use crate::store::Reservation;
 use crate::units::InodeId;
 
@@ -151,10 +150,10 @@ impl Fs {
         flags: IoFlags,
     ) -> Result<(Range<u64>, usize), FsError> {
         let round = (LOAD_PAGES * self.cache.page_size()) as usize;
-        let mut hull = self.append_piece(ctx, inode, &src.slice(0, round.min(src.len())), flags).await?;
+        let mut hull = self.append_piece(ctx, inode, &src.slice(0, round), flags).await?;
         let mut done = (hull.end - hull.start) as usize;
         while done < src.len() {
-            let piece = src.slice(done, round.min(src.len() - done));
+            let piece = src.slice(done, round);
             let Ok(bytes) = self.append_piece(ctx, inode, &piece, flags).await else { break };
             hull.end = bytes.end;
             done += piece.len();

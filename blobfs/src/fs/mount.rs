@@ -64,9 +64,11 @@ impl Fs {
                 ControlFlow::Break(())
             },
         )?;
-        let problem = || "the root directory is missing".into();
-        let damage = || Corruption { structure: "inode item", offset: root.owner, problem: problem() };
-        if is_new { Ok(false) } else { Err(FsError::from(damage()).into()) }
+        if is_new {
+            return Ok(false);
+        }
+        let problem = "the root directory is missing".into();
+        Err(FsError::from(Corruption { structure: "inode item", offset: root.owner, problem }).into())
     }
 
     fn make_root(&self) -> Try<()> {
