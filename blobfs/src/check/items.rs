@@ -12,7 +12,8 @@ use crate::fs::libc_mode::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use crate::fs::{XATTR_SIZE_MAX, check_name, check_name_space, stays_in_item, xattr_flags};
 use crate::ondisk::superblock::Superblock;
 use crate::ondisk::{
-    DirentRef, ExtentFlags, ExtentItem, InodeFlags, InodeItem, Key, Kind, SLOT_BITS, XattrRef, name_hash,
+    DirentRef, ExtentFlags, ExtentItem, FILE_SIZE_MAX, InodeFlags, InodeItem, Key, Kind, SLOT_BITS, XattrRef,
+    name_hash,
 };
 use crate::store::in_data_area;
 
@@ -330,7 +331,7 @@ impl<'a> Census<'a> {
         let (start, count) = (device.start.0, u64::from(device.count));
         let content = &mut self.owner.content;
         let last_byte = file_block.checked_add(count - 1).and_then(|last| {
-            last.checked_mul(u64::from(self.superblock.block_size)).filter(|byte| *byte <= i64::MAX as u64)
+            last.checked_mul(u64::from(self.superblock.block_size)).filter(|byte| *byte <= FILE_SIZE_MAX)
         });
         if last_byte.is_none() {
             return found("lies behind the largest file");
@@ -403,7 +404,7 @@ impl<'a> Census<'a> {
         let checks = [
             (!FILE_TYPES.contains(&file_type(item.mode)) || item.mode > 0o177_777, "the mode is of no kind"),
             (!InodeFlags::all().contains(item.flags), "has unknown flags"),
-            (item.size > i64::MAX as u64, "the size is impossible"),
+            (item.size > FILE_SIZE_MAX, "the size is impossible"),
             (item.map.0 == 0, "has no map"),
             (item.parent_map.0 != 0, "has a parent map, which this version does not have"),
             (!is_directory && item.parent.0 != 0, "has a parent, but is no directory"),

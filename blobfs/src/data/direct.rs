@@ -15,8 +15,7 @@ use super::range_lock::{Mode, RangeGuard};
 use super::write_back::Mapping;
 use crate::error::FsError;
 use crate::fs::{Context, Fs, Inode, IoFlags, regular_file};
-use crate::ondisk::FILE_SIZE_MAX;
-use crate::ondisk::InodeFlags;
+use crate::ondisk::{FILE_SIZE_MAX, InodeFlags};
 use crate::store::IoToken;
 use crate::units::InodeId;
 
