@@ -2,6 +2,8 @@
 
 use serde::Serialize;
 
+use super::remedy::{Change, Remedy};
+
 /// One thing that is wrong. The text that it displays names the structure, its place and the problem.
 ///
 /// Blocks are file system blocks; `copy`, `group` and file blocks count from 0.
@@ -328,22 +330,51 @@ pub enum Finding {
 }
 
 /// Findings that a report keeps. A badly damaged image could have millions, which nobody reads.
-const FINDINGS_MAX: usize = 10_000;
+pub(super) const FINDINGS_MAX: usize = 10_000;
 
-/// Findings as they come.
-#[derive(Default)]
+/// Findings as they come, each with how it is repaired.
 pub(super) struct Findings {
-    pub(super) list: Vec<Finding>,
+    pub(super) list: Vec<(Finding, Remedy)>,
     /// How many more there were.
     pub(super) left_out: u64,
+    /// Changes that belong to remedies of the list.
+    pub(super) more: Vec<Change>,
+    max: usize,
 }
 
 impl Findings {
-    pub(super) fn push(&mut self, finding: Finding) {
-        if self.list.len() < FINDINGS_MAX {
-            self.list.push(finding);
+    /// No findings yet; a report's number of them is kept.
+    pub(super) fn limited() -> Self {
+        Self { list: Vec::new(), left_out: 0, more: Vec::new(), max: FINDINGS_MAX }
+    }
+
+    /// No findings yet; all are kept, since each is to be repaired.
+    pub(super) fn unlimited() -> Self {
+        Self { max: usize::MAX, ..Self::limited() }
+    }
+
+    pub(super) fn push(&mut self, finding: Finding, remedy: Remedy) {
+        if self.list.len() < self.max {
+            self.list.push((finding, remedy));
         } else {
             self.left_out += 1;
         }
+    }
+
+    /// Takes over what another list holds.
+    pub(super) fn append(&mut self, other: Self) {
+        self.left_out += other.left_out;
+        self.more.extend(other.more);
+        other.list.into_iter().for_each(|(finding, remedy)| self.push(finding, remedy));
+    }
+
+    /// More is to be changed for what was reported before.
+    pub(super) fn also(&mut self, change: Change) {
+        self.more.push(change);
+    }
+
+    /// The findings alone.
+    pub(super) fn into_list(self) -> Vec<Finding> {
+        self.list.into_iter().map(|(finding, _)| finding).collect()
     }
 }

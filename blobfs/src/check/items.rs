@@ -7,18 +7,32 @@ use hashbrown::HashMap;
 
 use super::Counts;
 use super::finding::{Finding, Findings};
+use super::remedy::{Change, InodeEdit, NameRule, Remedy};
 use super::usage::BlockSet;
 use crate::fs::libc_mode::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use crate::fs::{XATTR_SIZE_MAX, check_name, check_name_space, stays_in_item, xattr_flags};
-use crate::ondisk::superblock::Superblock;
+use crate::ondisk::superblock::{COUNTER_MAX, Superblock};
 use crate::ondisk::{
     DirentRef, ExtentFlags, ExtentItem, FILE_SIZE_MAX, InodeFlags, InodeItem, Key, Kind, SLOT_BITS, XattrRef,
     name_hash,
 };
 use crate::store::in_data_area;
+use crate::units::{InodeId, MapId};
 
 /// `DT_DIR`.
 pub(super) const DT_DIR: u8 = 4;
+
+/// `DT_LNK`.
+const DT_LNK: u8 = 10;
+
+/// Permission bits of a mode.
+const PERMISSIONS: u32 = 0o7777;
+
+/// The last slot of a hash.
+pub(super) const SLOT_MAX: u64 = (1 << SLOT_BITS) - 1;
+
+/// Name of the directory for what has no name any more, in the root.
+pub(super) const LOST_AND_FOUND: &[u8] = b"lost+found";
 
 /// `DT_*` of the kinds that an inode can be: FIFO, character device, directory, block device, regular file,
 /// symbolic link, socket.
@@ -32,6 +46,8 @@ pub(super) struct InodeState {
     pub(super) orphan: bool,
     /// A truncation is to be finished.
     pub(super) intent: bool,
+    /// There is no item, but a repair makes one.
+    pub(super) made_anew: bool,
     /// The map of the same number is its own.
     pub(super) owns_map: bool,
     /// `DT_*`.
@@ -44,6 +60,8 @@ pub(super) struct InodeState {
     pub(super) named_in: u64,
     pub(super) named_at: u64,
     pub(super) named_type: u8,
+    /// Not all names have that type.
+    pub(super) types_differ: bool,
 }
 
 impl InodeState {
@@ -88,6 +106,19 @@ impl Claim {
             Self::Inode(inode, _) | Self::Xattr { inode, .. } => *inode,
         }
     }
+
+    /// What a repair does with a claim that another one contradicts.
+    fn give_up(&self) -> Remedy {
+        match *self {
+            Self::Inode(inode, _) => {
+                let edit = InodeEdit { map: Some(inode), ..InodeEdit::default() };
+                Remedy::lossy("the second one lost its content").edit_inode(inode, edit)
+            }
+            Self::Xattr { inode, offset, .. } => {
+                Remedy::delete(Key::xattr(InodeId(inode), offset), "the attribute was removed")
+            }
+        }
+    }
 }
 
 /// Names of one hash, to find those that are there twice.
@@ -127,12 +158,16 @@ struct Owner {
 }
 
 /// What all items add up to.
-pub(super) struct Census<'a> {
-    pub(super) superblock: &'a Superblock,
+pub(super) struct Census {
+    superblock: Superblock,
     /// Blocks that the bitmaps call used.
     pub(super) recorded: BlockSet,
     /// Blocks that something uses.
     pub(super) used: BlockSet,
+    /// Those that something else uses, too.
+    pub(super) used_twice: BlockSet,
+    /// Entries of the root that begin like the directory for what was lost.
+    pub(super) lost_and_found: Vec<(Vec<u8>, u64)>,
     pub(super) inodes: HashMap<u64, InodeState>,
     /// Highest number of an inode or map.
     pub(super) highest: u64,
@@ -144,13 +179,15 @@ pub(super) struct Census<'a> {
     after_gap: bool,
 }
 
-impl<'a> Census<'a> {
+impl Census {
     /// No items yet.
-    pub(super) fn new(superblock: &'a Superblock) -> Self {
+    pub(super) fn new(superblock: &Superblock) -> Self {
         Self {
-            superblock,
+            superblock: superblock.clone(),
             recorded: BlockSet::new(superblock),
             used: BlockSet::new(superblock),
+            used_twice: BlockSet::new(superblock),
+            lost_and_found: Vec::new(),
             inodes: HashMap::new(),
             highest: 0,
             counts: Counts::default(),
@@ -174,11 +211,13 @@ impl<'a> Census<'a> {
                 "a kind that this version does not have"
             }
             _ if of_file_system != (key.owner == 0) => "the owner is wrong for this kind",
+            _ if key.owner >= COUNTER_MAX => "the owner is a number that is never given away",
             Kind::Inode | Kind::Inline if key.offset != 0 => "the offset is not 0",
             _ => return self.known_item(key, value, findings),
         };
         let kind = format!("{:?}", key.kind);
-        findings.push(Finding::Item { owner: key.owner, kind, offset: key.offset, problem });
+        let finding = Finding::Item { owner: key.owner, kind, offset: key.offset, problem };
+        findings.push(finding, Remedy::delete(*key, "removed"));
     }
 
     /// Items between the last one and the next one are unknown.
@@ -219,12 +258,16 @@ impl<'a> Census<'a> {
         } else {
             return self.recorded.set_group(group, bits);
         };
-        findings.push(Finding::Group { group, problem });
+        findings.push(
+            Finding::Group { group, problem },
+            Remedy::safe("counted anew").and_delete(Key::group(group)),
+        );
     }
 
     fn orphan(&mut self, inode: u64, value: &[u8], findings: &mut Findings) {
         if !value.is_empty() {
-            findings.push(Finding::Orphan { inode, problem: "the item is not empty" });
+            let remedy = Remedy::safe("emptied").put(Key::orphan(InodeId(inode)), Vec::new());
+            findings.push(Finding::Orphan { inode, problem: "the item is not empty" }, remedy);
         }
         self.inodes.entry(inode).or_default().orphan = true;
         self.counts.orphans += 1;
@@ -232,7 +275,8 @@ impl<'a> Census<'a> {
 
     fn intent(&mut self, inode: u64, value: &[u8], findings: &mut Findings) {
         if value.len() != 8 {
-            findings.push(Finding::Intent { inode, problem: "has the wrong length" });
+            let remedy = Remedy::delete(Key::intent(InodeId(inode)), "removed: the file keeps its blocks");
+            findings.push(Finding::Intent { inode, problem: "has the wrong length" }, remedy);
         }
         self.inodes.entry(inode).or_default().intent = true;
     }
@@ -244,8 +288,12 @@ impl<'a> Census<'a> {
         let Some(item) = InodeItem::decode(value) else {
             state.item = Presence::Unreadable;
             self.owner.unreadable = true;
-            findings.push(Finding::Inode { inode: number, problem: "malformed" });
-            return;
+            let key = Key::inode(InodeId(number));
+            let remedy = match with_valid_times(value) {
+                Some(item) => Remedy::safe("impossible times set to 0").put(key, item),
+                None => Remedy::delete(key, "removed"),
+            };
+            return findings.push(Finding::Inode { inode: number, problem: "malformed" }, remedy);
         };
         state.item = Presence::Readable;
         state.file_type = file_type(item.mode);
@@ -265,30 +313,39 @@ impl<'a> Census<'a> {
         let directory = self.owner.number;
         self.owner.entries += 1;
         self.counts.entries += 1;
-        let mut found = |problem| findings.push(Finding::Entry { directory, offset, problem });
-        let Some(entry) = DirentRef::decode(value) else { return found("malformed") };
-        let hash = offset >> SLOT_BITS;
+        let key = Key::dirent(InodeId(directory), offset);
+        let mut found =
+            |problem, remedy| findings.push(Finding::Entry { directory, offset, problem }, remedy);
+        let removed = || Remedy::delete(key, "removed");
+        let Some(entry) = DirentRef::decode(value) else { return found("malformed", removed()) };
+        let (hash, expected) = (offset >> SLOT_BITS, name_hash(self.superblock.hash_key, entry.name));
         if check_name(entry.name).is_err() {
-            found("a name that no entry can have");
-        }
-        if hash != name_hash(self.superblock.hash_key, entry.name) {
-            found("the offset is not the hash of the name");
+            found("a name that no entry can have", removed());
+        } else if hash != expected {
+            let moved = Key::dirent(InodeId(directory), moved_offset(expected));
+            let remedy = Remedy::safe("moved there").and_delete(key).insert(moved, value);
+            found("the offset is not the hash of the name", remedy);
         }
         if !self.owner.names.add(hash, entry.name) {
-            found("the name is there twice");
+            found("the name is there twice", removed());
+        }
+        if directory == InodeId::ROOT.0 && entry.name.starts_with(LOST_AND_FOUND) {
+            self.lost_and_found.push((entry.name.to_vec(), entry.inode.0));
         }
         let state = self.inodes.entry(entry.inode.0).or_default();
         state.names += 1;
         if state.names == 1 {
             (state.named_in, state.named_at, state.named_type) = (directory, offset, entry.file_type);
         } else if state.named_type != entry.file_type {
-            findings.push(Finding::EntryType {
+            let finding = Finding::EntryType {
                 directory,
                 offset,
                 inode: entry.inode.0,
                 file_type: entry.file_type,
                 expected: state.named_type,
-            });
+            };
+            state.types_differ = true;
+            findings.push(finding, Remedy::safe("set to the type of the inode"));
         }
     }
 
@@ -296,25 +353,44 @@ impl<'a> Census<'a> {
         let inode = self.owner.number;
         self.owner.xattrs += 1;
         self.counts.xattrs += 1;
-        let mut found = |problem| findings.push(Finding::Xattr { inode, offset, problem });
-        let Some(xattr) = XattrRef::decode(value) else { return found("malformed") };
+        let key = Key::xattr(InodeId(inode), offset);
+        let mut found = |problem, remedy| findings.push(Finding::Xattr { inode, offset, problem }, remedy);
+        let Some(xattr) = XattrRef::decode(value) else {
+            return found("malformed", Remedy::delete(key, "removed"));
+        };
+        let removed = || match xattr {
+            XattrRef::Inline { .. } => Remedy::delete(key, "removed"),
+            XattrRef::Stored { map, .. } => {
+                Remedy::delete(key, "removed, with its value").with(Change::DropExtents(map.0))
+            }
+        };
         let (name, hash) = (xattr.name(), offset >> SLOT_BITS);
-        if hash != name_hash(self.superblock.hash_key, name) {
-            found("the offset is not the hash of the name");
+        let expected = name_hash(self.superblock.hash_key, name);
+        if hash != expected {
+            let moved = Key::xattr(InodeId(inode), moved_offset(expected));
+            let remedy = Remedy::safe("moved there").and_delete(key).insert(moved, value);
+            found("the offset is not the hash of the name", remedy);
         }
         if !self.owner.xattr_names.add(hash, name) {
-            found("the name is there twice");
+            found("the name is there twice", removed());
         }
         if check_name_space(name).is_err() {
-            found("a name that no attribute can have");
+            found("a name that no attribute can have", removed());
         }
         let len = match xattr {
             XattrRef::Inline { value, .. } => value.len(),
             XattrRef::Stored { size, .. } => size as usize,
         };
-        let stored = matches!(xattr, XattrRef::Stored { .. });
-        if len > XATTR_SIZE_MAX || stored && (len == 0 || stays_in_item(name)) {
-            found("a value that cannot be there");
+        let stored_map = match xattr {
+            XattrRef::Inline { .. } => None,
+            XattrRef::Stored { map, .. } => Some(map.0),
+        };
+        let no_map = stored_map.is_some_and(|map| !is_map(map));
+        if len > XATTR_SIZE_MAX || no_map || stored_map.is_some() && (len == 0 || stays_in_item(name)) {
+            found("a value that cannot be there", removed());
+            if no_map {
+                return;
+            }
         }
         self.owner.xattr_flags |= xattr_flags(name);
         if let XattrRef::Stored { map, size, .. } = xattr {
@@ -325,8 +401,10 @@ impl<'a> Census<'a> {
     fn extent(&mut self, file_block: u64, value: &[u8], findings: &mut Findings) {
         let map = self.owner.number;
         self.counts.extents += 1;
-        let mut found = |problem| findings.push(Finding::Extent { map, file_block, problem });
-        let Some(item) = ExtentItem::decode(value) else { return found("malformed") };
+        let key = Key::extent(MapId(map), file_block);
+        let mut found = |problem, remedy| findings.push(Finding::Extent { map, file_block, problem }, remedy);
+        let removed = || Remedy::delete(key, "removed: reads as zeros");
+        let Some(item) = ExtentItem::decode(value) else { return found("malformed", removed()) };
         let device = item.device_range();
         let (start, count) = (device.start.0, u64::from(device.count));
         let content = &mut self.owner.content;
@@ -334,23 +412,27 @@ impl<'a> Census<'a> {
             last.checked_mul(u64::from(self.superblock.block_size)).filter(|byte| *byte <= FILE_SIZE_MAX)
         });
         if last_byte.is_none() {
-            return found("lies behind the largest file");
+            return found("lies behind the largest file", removed());
         }
         if file_block < content.end {
-            found("overlaps the one before it");
+            found("overlaps the one before it", removed());
         }
         if !ExtentFlags::all().contains(item.flags) {
-            found("has unknown flags");
+            let known = ExtentItem { flags: item.flags & ExtentFlags::all(), ..item };
+            found("has unknown flags", Remedy::safe("cleared").put(key, known.encode().to_vec()));
         }
         content.end = content.end.max(file_block + count);
         content.blocks += count;
         content.special |= !item.flags.is_empty();
         self.counts.data_blocks += count;
-        if !in_data_area(self.superblock, start, count) {
-            return found("lies outside the data area");
+        if !in_data_area(&self.superblock, start, count) {
+            return found("lies outside the data area", removed());
         }
-        for (start, end) in self.used.change(self.superblock, start, count, true) {
-            findings.push(Finding::BlocksUsedTwice { map, file_block, start, end });
+        for (start, end) in self.used.change(&self.superblock, start, count, true) {
+            let remedy =
+                Remedy::lossy("the extent got a copy of its own").with(Change::CopyExtent(key, item));
+            findings.push(Finding::BlocksUsedTwice { map, file_block, start, end }, remedy);
+            self.used_twice.change(&self.superblock, start, end - start, true);
         }
     }
 
@@ -358,7 +440,8 @@ impl<'a> Census<'a> {
         self.highest = self.highest.max(map);
         let inode = claim.inode();
         if let Some(other) = self.claims.insert(map, claim) {
-            findings.push(Finding::MapOwnedTwice { map, inode: other.inode(), other: inode });
+            let finding = Finding::MapOwnedTwice { map, inode: other.inode(), other: inode };
+            findings.push(finding, claim.give_up());
         }
     }
 
@@ -372,11 +455,11 @@ impl<'a> Census<'a> {
         }
         match inode {
             Some(item) => {
-                self.check_fields(number, &item, findings);
+                self.check_fields(number, &item, content.end, findings);
                 if !self.owner.partial {
                     self.check_size(number, &item, findings);
                 }
-                if item.map.0 != number {
+                if item.map.0 != number && is_map(item.map.0) {
                     self.claim(item.map.0, Claim::Inode(number, item), findings);
                 } else if !self.owner.partial {
                     let orphan = self.inodes[&number].orphan;
@@ -384,12 +467,22 @@ impl<'a> Census<'a> {
                 }
             }
             None if !self.owner.unreadable && !self.owner.partial => {
-                let mut found = |problem| findings.push(Finding::Inode { inode: number, problem });
-                if self.owner.entries > 0 {
+                let entries = self.owner.entries;
+                let mut found = |problem| {
+                    let remedy = match entries {
+                        0 => made_anew(number, S_IFREG | 0o600, 1, &Content::default(), &self.superblock),
+                        _ => made_directory(number, entries),
+                    };
+                    findings.push(Finding::Inode { inode: number, problem }, remedy);
+                };
+                if entries > 0 {
                     found("does not exist, but has directory entries");
                 }
                 if self.owner.xattrs > 0 {
                     found("does not exist, but has extended attributes");
+                }
+                if entries > 0 || self.owner.xattrs > 0 {
+                    self.inodes.entry(number).or_default().made_anew = true;
                 }
             }
             None => {}
@@ -399,27 +492,51 @@ impl<'a> Census<'a> {
         }
     }
 
-    fn check_fields(&self, number: u64, item: &InodeItem, findings: &mut Findings) {
+    fn check_fields(&self, number: u64, item: &InodeItem, end: u64, findings: &mut Findings) {
         let is_directory = item.mode & S_IFMT == S_IFDIR;
+        let entries = self.owner.entries > 0;
+        let edit = InodeEdit::default();
+        let directory = InodeEdit { mode: Some(S_IFDIR | item.mode & PERMISSIONS), ..edit };
+        let file = InodeEdit { mode: Some(S_IFREG | item.mode & PERMISSIONS), ..edit };
+        let as_it_is = InodeEdit { mode: Some(item.mode & 0o177_777), ..edit };
+        let known_type = FILE_TYPES.contains(&file_type(item.mode));
+        let kind = if known_type { as_it_is } else { file };
+        let unknown = item.flags.bits() & !InodeFlags::all().bits();
+        let size = end.saturating_mul(u64::from(self.superblock.block_size)).min(FILE_SIZE_MAX);
         let checks = [
-            (!FILE_TYPES.contains(&file_type(item.mode)) || item.mode > 0o177_777, "the mode is of no kind"),
-            (!InodeFlags::all().contains(item.flags), "has unknown flags"),
-            (item.size > FILE_SIZE_MAX, "the size is impossible"),
-            (item.map.0 == 0, "has no map"),
-            (item.parent_map.0 != 0, "has a parent map, which this version does not have"),
-            (!is_directory && item.parent.0 != 0, "has a parent, but is no directory"),
-            (!is_directory && self.owner.entries > 0, "has directory entries, but is no directory"),
-            (!item.flags.contains(self.owner.xattr_flags), "the flags deny an extended attribute"),
+            (!known_type || item.mode > 0o177_777, "the mode is of no kind", kind),
+            (unknown != 0, "has unknown flags", InodeEdit { flags_cleared: unknown, ..edit }),
+            (item.size > FILE_SIZE_MAX, "the size is impossible", InodeEdit { size: Some(size), ..edit }),
+            (!is_map(item.map.0), "has no map", InodeEdit { map: Some(number), ..edit }),
+            (
+                item.parent_map.0 != 0,
+                "has a parent map, which this version does not have",
+                InodeEdit { parent_map: Some(0), ..edit },
+            ),
+            (
+                !is_directory && item.parent.0 != 0,
+                "has a parent, but is no directory",
+                InodeEdit { parent: Some(0), ..edit },
+            ),
+            (!is_directory && entries, "has directory entries, but is no directory", directory),
+            (
+                !item.flags.contains(self.owner.xattr_flags),
+                "the flags deny an extended attribute",
+                InodeEdit { flags_set: self.owner.xattr_flags, ..edit },
+            ),
         ];
-        for (_, problem) in checks.into_iter().filter(|(wrong, _)| *wrong) {
-            findings.push(Finding::Inode { inode: number, problem });
+        for (_, problem, edit) in checks.into_iter().filter(|(wrong, ..)| *wrong) {
+            let remedy = Remedy::inode(number, "set right", edit);
+            findings.push(Finding::Inode { inode: number, problem }, remedy);
         }
     }
 
     fn check_size(&self, number: u64, item: &InodeItem, findings: &mut Findings) {
         let expected = self.owner.entries;
         if item.mode & S_IFMT == S_IFDIR && item.size != expected {
-            findings.push(Finding::Size { inode: number, size: item.size, expected });
+            let edit = InodeEdit { size: Some(expected), ..InodeEdit::default() };
+            let remedy = Remedy::inode(number, "set", edit);
+            findings.push(Finding::Size { inode: number, size: item.size, expected }, remedy);
         }
     }
 
@@ -429,7 +546,8 @@ impl<'a> Census<'a> {
         claims.sort_unstable_by_key(|(map, _)| *map);
         for (map, claim) in claims {
             if self.inodes.get(&map).is_some_and(|state| state.owns_map) {
-                findings.push(Finding::MapOwnedTwice { map, inode: map, other: claim.inode() });
+                let finding = Finding::MapOwnedTwice { map, inode: map, other: claim.inode() };
+                findings.push(finding, claim.give_up());
                 continue;
             }
             let content = self.contents.remove(&map).unwrap_or_default();
@@ -442,46 +560,126 @@ impl<'a> Census<'a> {
                     let blocks = u64::from(size).div_ceil(u64::from(self.superblock.block_size));
                     if content != (Content { blocks, end: blocks, ..Content::default() }) {
                         let problem = "its map does not hold a value of its size";
-                        findings.push(Finding::Xattr { inode, offset, problem });
+                        let key = Key::xattr(InodeId(inode), offset);
+                        let remedy = Remedy::delete(key, "removed, with its value");
+                        let remedy = remedy.with(Change::DropExtents(map));
+                        findings.push(Finding::Xattr { inode, offset, problem }, remedy);
                     }
                 }
             }
         }
-        let mut unowned: Vec<u64> = self.contents.drain().map(|(map, _)| map).collect();
-        unowned.sort_unstable();
-        unowned.retain(|map| {
+        let mut unowned: Vec<(u64, Content)> = self.contents.drain().collect();
+        unowned.sort_unstable_by_key(|(map, _)| *map);
+        for (map, content) in unowned {
+            let state = self.inodes.entry(map).or_default();
             // Whose inode cannot be read, that inode is reported.
-            self.inodes.get(map).is_none_or(|state| state.item != Presence::Unreadable)
-        });
-        unowned.into_iter().for_each(|map| findings.push(Finding::MapUnowned { map }));
+            if state.item == Presence::Unreadable {
+                continue;
+            }
+            let is_link = state.names > 0 && state.named_type == DT_LNK && content.inline.is_some();
+            let mode = if is_link { S_IFLNK | 0o777 } else { S_IFREG | 0o600 };
+            let remedy = match state.item {
+                // Its own content is another map's; this one cannot become an inode.
+                Presence::Readable => Remedy::lossy("removed")
+                    .and_delete(Key::inline(MapId(map)))
+                    .with(Change::DropExtents(map)),
+                _ => made_anew(map, mode, state.names.max(1), &content, &self.superblock),
+            };
+            state.made_anew |= state.item == Presence::Missing;
+            findings.push(Finding::MapUnowned { map }, remedy);
+        }
     }
+}
+
+/// Whether a map can have that number.
+fn is_map(number: u64) -> bool {
+    (1..COUNTER_MAX).contains(&number)
+}
+
+/// Where an entry or attribute that lay in the wrong place goes: the slot that is given away last.
+fn moved_offset(hash: u64) -> u64 {
+    hash << SLOT_BITS | SLOT_MAX
+}
+
+/// An inode item whose impossible times are 0; `None` when something else is wrong with it.
+fn with_valid_times(value: &[u8]) -> Option<Vec<u8>> {
+    let mut item = value.to_vec();
+    InodeItem::clear_impossible_times(&mut item);
+    InodeItem::decode(&item).map(|_| item)
+}
+
+/// An inode that is made anew for content or attributes whose inode is lost.
+fn made_anew(inode: u64, mode: u32, names: u64, content: &Content, superblock: &Superblock) -> Remedy {
+    let size = content.end.saturating_mul(u64::from(superblock.block_size)).min(FILE_SIZE_MAX);
+    let flags = match content.inline {
+        Some(_) => InodeFlags::INLINE | InodeFlags::XATTRS,
+        None => InodeFlags::XATTRS,
+    };
+    let item = InodeItem {
+        nlink: u32::try_from(names).unwrap_or(u32::MAX),
+        flags,
+        size: content.inline.unwrap_or(size),
+        blocks: content.blocks,
+        ..InodeItem::empty(InodeId(inode), mode)
+    };
+    let key = Key::inode(InodeId(inode));
+    Remedy::lossy("an inode was made for it, only root can read it").put(key, item.encode().to_vec())
+}
+
+/// A directory that is made anew for entries whose inode is lost.
+fn made_directory(inode: u64, entries: u64) -> Remedy {
+    let flags = InodeFlags::XATTRS;
+    let item =
+        InodeItem { nlink: 2, size: entries, flags, ..InodeItem::empty(InodeId(inode), S_IFDIR | 0o700) };
+    let key = Key::inode(InodeId(inode));
+    Remedy::lossy("a directory was made for them, only root can read it").put(key, item.encode().to_vec())
 }
 
 /// Checks an inode against the content of its map.
 fn check_content(inode: u64, item: &InodeItem, content: Content, orphan: bool, findings: &mut Findings) {
     let kind = item.mode & S_IFMT;
-    let mut found = |problem| findings.push(Finding::Inode { inode, problem });
     let inline = content.inline.is_some();
-    if inline != item.flags.contains(InodeFlags::INLINE) {
-        found(if inline { "has inline content, but no flag for it" } else { "lacks its inline content" });
-    }
+    let flag = item.flags.contains(InodeFlags::INLINE);
+    let mut found = |problem, remedy| findings.push(Finding::Inode { inode, problem }, remedy);
+    let set_flag = InodeEdit { flags_set: InodeFlags::INLINE, ..InodeEdit::default() };
+    let clear_flag = InodeEdit { flags_cleared: InodeFlags::INLINE.bits(), ..InodeEdit::default() };
+    let no_inline = || Remedy::delete(Key::inline(item.map), "removed").edit_inode(inode, clear_flag);
     if inline && !matches!(kind, S_IFREG | S_IFLNK) {
-        found("has inline content, but is neither a file nor a symbolic link");
+        found("has inline content, but is neither a file nor a symbolic link", no_inline());
+    } else if inline && !flag && content.blocks > 0 {
+        found("has inline content, but no flag for it", no_inline());
+    } else if inline && !flag {
+        let remedy = Remedy::inode(inode, "flag set", set_flag);
+        found("has inline content, but no flag for it", remedy);
+    } else if flag && !inline {
+        let remedy = Remedy::lossy("flag cleared").edit_inode(inode, clear_flag);
+        found("lacks its inline content", remedy);
     }
-    if kind == S_IFLNK && !inline && !item.flags.contains(InodeFlags::INLINE) {
-        found("is a symbolic link without a target");
+    if kind == S_IFLNK && !inline && !flag {
+        let names = NameRule { drop: true, ..NameRule::default() };
+        let remedy = Remedy::delete(Key::inode(InodeId(inode)), "removed, with its names");
+        let remedy = remedy.with(Change::Names(inode, names));
+        found("is a symbolic link without a target", remedy);
     }
     if content.blocks > 0 && (kind != S_IFREG || inline) {
-        found("has extents, but is no file or has inline content");
+        let remedy = match kind == S_IFREG && !flag {
+            true => no_inline(),
+            false => Remedy::lossy("extents removed").with(Change::DropExtents(item.map.0)),
+        };
+        found("has extents, but is no file or has inline content", remedy);
     }
     if let Some(expected) = content.inline
         && (kind == S_IFLNK && item.size != expected || item.size < expected)
     {
-        findings.push(Finding::Size { inode, size: item.size, expected });
+        let edit = InodeEdit { size: Some(expected), ..InodeEdit::default() };
+        let remedy = Remedy::inode(inode, "set", edit);
+        findings.push(Finding::Size { inode, size: item.size, expected }, remedy);
     }
     // What is being deleted loses its extents first.
     if item.blocks != content.blocks && !orphan {
-        findings.push(Finding::Blocks { inode, blocks: item.blocks, expected: content.blocks });
+        let edit = InodeEdit { blocks: Some(content.blocks), ..InodeEdit::default() };
+        let remedy = Remedy::inode(inode, "set", edit);
+        findings.push(Finding::Blocks { inode, blocks: item.blocks, expected: content.blocks }, remedy);
     }
 }
 

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use bdev::{Bdev, BdevError};
 
 use super::finding::{Finding, Findings};
+use super::remedy::Remedy;
 use crate::ondisk::journal::{Record, TxnRecord, block_header, check_block, decode_block};
 use crate::ondisk::node::item_len_max;
 use crate::ondisk::superblock::{COUNTER_MAX, JournalTail, Superblock};
@@ -21,6 +22,9 @@ pub(super) struct Overlaid {
     /// Journal block of the first change.
     pub(super) block: BlockPlace,
 }
+
+/// What a transaction changed, to take it back.
+type Undo = Vec<(Key, Option<Overlaid>)>;
 
 /// A journal block.
 #[derive(Debug, Clone, Copy)]
@@ -56,20 +60,18 @@ pub(super) struct Journal {
     pub(super) transactions: u64,
     /// Everything was applied.
     pub(super) whole: bool,
-    last_txn: u64,
+    /// The device does not give part of it.
+    pub(super) unreadable: bool,
+    /// Where what was applied ends.
+    pub(super) end: JournalTail,
+    /// Last transaction that was applied.
+    pub(super) last_txn: u64,
     item_len_max: usize,
 }
 
 impl Journal {
     /// Reads the valid part of the journal.
-    ///
-    /// # Errors
-    /// The device's.
-    pub(super) async fn read(
-        bdev: &Rc<dyn Bdev>,
-        superblock: &Superblock,
-        findings: &mut Findings,
-    ) -> Result<Self, BdevError> {
+    pub(super) async fn read(bdev: &Rc<dyn Bdev>, superblock: &Superblock, findings: &mut Findings) -> Self {
         let mut journal = Self {
             items: BTreeMap::new(),
             space: Vec::new(),
@@ -77,31 +79,53 @@ impl Journal {
             blocks: 0,
             transactions: 0,
             whole: true,
+            unreadable: false,
+            end: superblock.tail,
             last_txn: superblock.last_txn,
             item_len_max: item_len_max(superblock.node_size as usize),
         };
-        let mut end = superblock.tail;
-        while let Some((bytes, next)) = read_journal_block(bdev, superblock, end).await? {
-            let unit = u64::from(superblock.block_size);
+        let unit = u64::from(superblock.block_size);
+        loop {
+            let (bytes, next) = match read_journal_block(bdev, superblock, journal.end).await {
+                Ok(Some(found)) => found,
+                Ok(None) => break,
+                Err(error) => {
+                    journal.cannot_read(superblock, error, findings);
+                    return journal;
+                }
+            };
             let start = next.pos - (bytes.len() as u64).next_multiple_of(unit);
-            let place = BlockPlace { sequence: end.seq, block: superblock.journal_start + start / unit };
+            let place =
+                BlockPlace { sequence: journal.end.seq, block: superblock.journal_start + start / unit };
             if let Err(problem) = journal.apply(place, &bytes) {
-                findings.push(place.finding(problem));
+                let remedy = Remedy::lossy("the journal ends in front of this transaction");
+                findings.push(place.finding(problem), remedy);
                 journal.whole = false;
-                return Ok(journal);
+                return journal;
             }
             journal.blocks += 1;
-            end = next;
+            journal.end = next;
         }
         if superblock.clean && journal.blocks > 0 {
-            findings.push(Finding::CleanWithJournal { blocks: journal.blocks });
+            let remedy = Remedy::safe("applied");
+            findings.push(Finding::CleanWithJournal { blocks: journal.blocks }, remedy);
         }
         if !superblock.clean
-            && let Some(found) = later_block(bdev, superblock, end).await?
+            && let Ok(Some(found)) = later_block(bdev, superblock, journal.end).await
         {
-            findings.push(Finding::JournalGap { expected: end.seq, found });
+            let remedy = Remedy::lossy("the journal ends there");
+            findings.push(Finding::JournalGap { expected: journal.end.seq, found }, remedy);
         }
-        Ok(journal)
+        journal
+    }
+
+    /// The device does not give what may be the next block.
+    fn cannot_read(&mut self, superblock: &Superblock, error: BdevError, findings: &mut Findings) {
+        let block = superblock.journal_start + self.end.pos / u64::from(superblock.block_size);
+        let place = BlockPlace { sequence: self.end.seq, block };
+        let remedy = Remedy::lossy("the journal ends in front of it");
+        findings.push(place.finding(error.to_string()), remedy);
+        (self.whole, self.unreadable) = (false, true);
     }
 
     fn apply(&mut self, place: BlockPlace, block: &[u8]) -> Result<(), &'static str> {
@@ -112,9 +136,7 @@ impl Journal {
             if header.next_id.get() > COUNTER_MAX {
                 return Err("a number beyond what its counter can reach");
             }
-            for record in &records {
-                self.apply_record(place, record)?;
-            }
+            self.apply_transaction(place, &records)?;
             self.last_txn += 1;
             self.next_id = self.next_id.max(header.next_id.get());
             self.transactions += 1;
@@ -122,20 +144,43 @@ impl Journal {
         Ok(())
     }
 
-    fn apply_record(&mut self, place: BlockPlace, record: &Record<'_>) -> Result<(), &'static str> {
+    /// Applies a transaction, or nothing of it.
+    fn apply_transaction(&mut self, place: BlockPlace, records: &[Record<'_>]) -> Result<(), &'static str> {
+        let (mut undo, space) = (Vec::new(), self.space.len());
+        let applied = records.iter().try_for_each(|record| self.apply_record(place, record, &mut undo));
+        if applied.is_err() {
+            self.space.truncate(space);
+            while let Some((key, before)) = undo.pop() {
+                match before {
+                    Some(before) => self.items.insert(key, before),
+                    None => self.items.remove(&key),
+                };
+            }
+        }
+        applied
+    }
+
+    /// Replaces what becomes of an item, and remembers what it was.
+    fn set(&mut self, place: BlockPlace, key: Key, value: Option<&[u8]>, undo: &mut Undo) {
+        let first = self.items.get(&key).map(|known| (known.must_exist, known.block));
+        let (must_exist, block) = first.unwrap_or((value.is_none(), place));
+        let new = Overlaid { value: value.map(<[u8]>::to_vec), must_exist, block };
+        undo.push((key, self.items.insert(key, new)));
+    }
+
+    fn apply_record(
+        &mut self,
+        place: BlockPlace,
+        record: &Record<'_>,
+        undo: &mut Undo,
+    ) -> Result<(), &'static str> {
         match record {
             Record::Put(key, _) if key.kind == Kind::Group => return Err("puts a bitmap"),
             Record::Put(_, value) if value.len() > self.item_len_max => return Err("an item is too long"),
-            Record::Put(key, value) => {
-                let new = Overlaid { value: None, must_exist: false, block: place };
-                self.items.entry(*key).or_insert(new).value = Some(value.to_vec());
-            }
-            Record::Delete(key) => match self.items.get_mut(key) {
-                Some(Overlaid { value: value @ Some(_), .. }) => *value = None,
-                Some(_) => return Err("deletes an item that does not exist"),
-                None => {
-                    self.items.insert(*key, Overlaid { value: None, must_exist: true, block: place });
-                }
+            Record::Put(key, value) => self.set(place, *key, Some(value), undo),
+            Record::Delete(key) => match self.items.get(key) {
+                Some(Overlaid { value: None, .. }) => return Err("deletes an item that does not exist"),
+                _ => self.set(place, *key, None, undo),
             },
             Record::Alloc(range) | Record::Free(range) => {
                 let used = matches!(record, Record::Alloc(_));

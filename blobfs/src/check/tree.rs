@@ -11,7 +11,8 @@ use bdev::{AlignedBuf, Bdev, BdevError};
 use reactor::sync::join_all;
 
 use super::finding::{Finding, Findings};
-use crate::ondisk::node::{Expected, Node};
+use super::remedy::Remedy;
+use crate::ondisk::node::{Expected, Node, own_ptr};
 use crate::ondisk::superblock::{NodePtr, Superblock};
 use crate::ondisk::{Key, Kind, chunk_map};
 use crate::store::{Chunks, chunk_in_data_area, read};
@@ -58,6 +59,8 @@ pub(super) struct Places {
     pub(super) whole: bool,
     /// Places that a pointer leads to.
     reached: HashSet<u64>,
+    /// Those of them that hold pages of the map.
+    pages: Vec<u64>,
     node_blocks: u64,
 }
 
@@ -66,16 +69,17 @@ impl Places {
     pub(super) async fn read(bdev: &Rc<dyn Bdev>, superblock: &Superblock, findings: &mut Findings) -> Self {
         let node_blocks = superblock.node_blocks();
         let chunks = Chunks::new(node_blocks);
-        let mut places = Self { chunks, whole: true, reached: HashSet::new(), node_blocks };
-        let mut pages = Vec::new();
+        let mut places =
+            Self { chunks, whole: true, reached: HashSet::new(), pages: Vec::new(), node_blocks };
         let mut next = Some(superblock.chunk_map);
         while let Some(ptr) = next {
             if !places.reached.insert(ptr.addr) {
-                findings.push(Finding::PlaceUsedTwice { block: ptr.addr });
+                let remedy = Remedy::lossy("the list of pages ends there");
+                findings.push(Finding::PlaceUsedTwice { block: ptr.addr }, remedy);
                 places.whole = false;
                 break;
             }
-            pages.push(ptr.addr);
+            places.pages.push(ptr.addr);
             match read_map_page(bdev, superblock, ptr).await {
                 Ok((entries, following)) => {
                     for entry in entries {
@@ -84,14 +88,15 @@ impl Places {
                     next = following;
                 }
                 Err(problem) => {
-                    findings.push(Finding::ChunkMap { block: ptr.addr, problem });
+                    let remedy = Remedy::lossy("made anew from the nodes that are there");
+                    findings.push(Finding::ChunkMap { block: ptr.addr, problem }, remedy);
                     places.whole = false;
                     break;
                 }
             }
         }
-        for block in pages {
-            places.check_marked(block, findings);
+        for block in &places.pages {
+            places.check_marked(*block, findings);
         }
         places
     }
@@ -104,27 +109,52 @@ impl Places {
         findings: &mut Findings,
     ) {
         let block = entry.start;
+        let remedy = Remedy::safe("left out of the chunk map");
         if !chunk_in_data_area(superblock, entry.start, entry.nodes) {
-            findings.push(Finding::Chunk { block, problem: "lies outside the data area" });
+            findings.push(Finding::Chunk { block, problem: "lies outside the data area" }, remedy);
         } else if !self.chunks.add(entry) {
-            findings.push(Finding::Chunk { block, problem: "overlaps another chunk" });
+            findings.push(Finding::Chunk { block, problem: "overlaps another chunk" }, remedy);
         }
-    }
-
-    /// A pointer leads to `block`; false when another one did before.
-    fn reach(&mut self, block: u64, findings: &mut Findings) -> bool {
-        if !self.reached.insert(block) {
-            findings.push(Finding::PlaceUsedTwice { block });
-            return false;
-        }
-        self.check_marked(block, findings);
-        true
     }
 
     fn check_marked(&self, block: u64, findings: &mut Findings) {
         if self.whole && !self.chunks.is_used(BlockAddr(block)) {
-            findings.push(Finding::PlaceNotMarked { block });
+            findings.push(Finding::PlaceNotMarked { block }, Remedy::safe("marked"));
         }
+    }
+
+    /// A pointer leads to `block`.
+    fn reach(&mut self, block: u64, findings: &mut Findings) {
+        self.reached.insert(block);
+        self.check_marked(block, findings);
+    }
+
+    /// Whether a pointer leads to `block`.
+    pub(super) fn is_reached(&self, block: u64) -> bool {
+        self.reached.contains(&block)
+    }
+
+    /// All places that pointers lead to, pages of the map among them, in order.
+    pub(super) fn reached(&self) -> Vec<u64> {
+        let mut blocks: Vec<u64> = self.reached.iter().copied().collect();
+        blocks.sort_unstable();
+        blocks
+    }
+
+    /// Forgets which places pointers lead to, except for the pages of the map: before another walk.
+    pub(super) fn walk_again(&mut self) {
+        self.reached = self.pages.iter().copied().collect();
+    }
+
+    /// Places that are marked as used, but that no pointer leads to.
+    pub(super) fn unreached(&self) -> Vec<u64> {
+        let mut blocks = Vec::new();
+        for chunk in self.chunks.entries() {
+            let places = (0..chunk.nodes).filter(|place| chunk.used & 1 << place != 0);
+            let places = places.map(|place| chunk.start + u64::from(place) * self.node_blocks);
+            blocks.extend(places.filter(|block| !self.reached.contains(block)));
+        }
+        blocks
     }
 
     /// Places that are marked as used.
@@ -134,13 +164,8 @@ impl Places {
 
     /// Looks for places that nothing uses, once every node was reached.
     pub(super) fn find_leaked(&self, findings: &mut Findings) {
-        for chunk in self.chunks.entries() {
-            for place in (0..chunk.nodes).filter(|place| chunk.used & 1 << place != 0) {
-                let block = chunk.start + u64::from(place) * self.node_blocks;
-                if !self.reached.contains(&block) {
-                    findings.push(Finding::PlaceLeaked { block });
-                }
-            }
+        for block in self.unreached() {
+            findings.push(Finding::PlaceLeaked { block }, Remedy::safe("marked as free"));
         }
     }
 }
@@ -175,6 +200,45 @@ struct Child {
     newest: u64,
 }
 
+/// A leaf that was found without the inner nodes above it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rescued {
+    pub(super) ptr: NodePtr,
+    first: Key,
+    last: Key,
+}
+
+/// Reads places that are marked as used although nothing leads to them, and gives the leaves there in key
+/// order: what hung on inner nodes that are lost. A checkpoint marks exactly what it uses, so these are no
+/// leaves of an earlier state.
+pub(super) async fn rescue(bdev: &Rc<dyn Bdev>, superblock: &Superblock, places: &Places) -> Vec<Rescued> {
+    let mut found = Vec::new();
+    for batch in places.unreached().chunks(READS_AT_A_TIME) {
+        let pages = join_all(batch.iter().map(|block| read_page(bdev, superblock, *block))).await;
+        for (block, page) in batch.iter().zip(pages) {
+            found.extend(page.ok().and_then(|page| rescued_leaf(superblock, *block, &page)));
+        }
+    }
+    found.sort_unstable_by_key(|leaf| leaf.first);
+    let mut leaves: Vec<Rescued> = Vec::with_capacity(found.len());
+    for leaf in found {
+        if leaves.last().is_none_or(|before| before.last < leaf.first) {
+            leaves.push(leaf);
+        }
+    }
+    leaves
+}
+
+fn rescued_leaf(superblock: &Superblock, block: u64, page: &[u8]) -> Option<Rescued> {
+    let ptr = own_ptr(page)?;
+    if ptr.addr != block || ptr.generation > superblock.generation {
+        return None;
+    }
+    let node = Node::decode(page, &Expected { ptr, level: 0, uuid: superblock.uuid }).ok()?;
+    let last = node.count().checked_sub(1)?;
+    Some(Rescued { ptr, first: node.key(0), last: node.key(last) })
+}
+
 /// The rest of the children of one node, or of several of one level.
 struct Level {
     level: u8,
@@ -183,10 +247,16 @@ struct Level {
     pages: VecDeque<(Child, Result<Rc<AlignedBuf>, Unread>)>,
 }
 
+/// A leaf, and what leads to it.
+pub(super) struct Leaf {
+    pub(super) node: Node,
+    pub(super) ptr: NodePtr,
+}
+
 /// What comes next in key order.
 pub(super) enum Step {
     /// A leaf.
-    Leaf(Node),
+    Leaf(Leaf),
     /// Part of the key space is unknown.
     Gap,
 }
@@ -196,17 +266,19 @@ pub(super) struct Walk<'a> {
     bdev: &'a Rc<dyn Bdev>,
     superblock: &'a Superblock,
     stack: Vec<Level>,
+    /// Leaves that take the place of the inner nodes above them, which are lost; in key order.
+    rescued: &'a [Rescued],
     /// Nodes seen so far.
     pub(super) nodes: u64,
 }
 
 impl<'a> Walk<'a> {
     /// A walk that begins at the first leaf.
-    pub(super) fn new(bdev: &'a Rc<dyn Bdev>, superblock: &'a Superblock) -> Self {
+    pub(super) fn new(bdev: &'a Rc<dyn Bdev>, superblock: &'a Superblock, rescued: &'a [Rescued]) -> Self {
         let root = Child { ptr: superblock.root, from: KEY_MIN, to: None, newest: superblock.generation };
         let level =
             Level { level: superblock.root_level, children: VecDeque::from([root]), pages: VecDeque::new() };
-        Self { bdev, superblock, stack: vec![level], nodes: 0 }
+        Self { bdev, superblock, stack: vec![level], rescued, nodes: 0 }
     }
 
     /// The next leaf or gap; `None` at the end.
@@ -222,21 +294,46 @@ impl<'a> Walk<'a> {
                 continue;
             };
             self.nodes += 1;
-            let block = child.ptr.addr;
-            if !places.reach(block, findings) {
+            let (block, ptr, bounds) = (child.ptr.addr, child.ptr, (child.from, child.to));
+            if places.is_reached(block) {
+                let remedy = Remedy::lossy("the second pointer to it is dropped");
+                findings.push(Finding::PlaceUsedTwice { block }, remedy);
                 return Some(Step::Gap);
             }
             match self.take(child, page, level) {
-                Ok((node, _)) if level == 0 => return Some(Step::Leaf(node)),
-                Ok((_, children)) => {
+                Ok((node, children)) => {
+                    places.reach(block, findings);
+                    if level == 0 {
+                        return Some(Step::Leaf(Leaf { node, ptr }));
+                    }
                     self.stack.push(Level { level: level - 1, children, pages: VecDeque::new() });
                 }
                 Err(problem) => {
-                    findings.push(Finding::Node { block, level, problem });
-                    return Some(Step::Gap);
+                    let rescued = self.rescued_within(bounds, level);
+                    let remedy = match rescued.is_empty() {
+                        true => Remedy::lossy("dropped, with what it held"),
+                        false => Remedy::lossy("the leaves below it are linked again"),
+                    };
+                    findings.push(Finding::Node { block, level, problem }, remedy);
+                    if rescued.is_empty() {
+                        return Some(Step::Gap);
+                    }
+                    self.stack.push(Level { level: 0, children: rescued, pages: VecDeque::new() });
                 }
             }
         }
+    }
+
+    /// The rescued leaves that belong below an inner node.
+    fn rescued_within(&self, (from, to): (Key, Option<Key>), level: u8) -> VecDeque<Child> {
+        let inside = |leaf: &&Rescued| level > 0 && leaf.first >= from && to.is_none_or(|to| leaf.last < to);
+        let child = |leaf: &Rescued| Child {
+            ptr: leaf.ptr,
+            from: leaf.first,
+            to,
+            newest: self.superblock.generation,
+        };
+        self.rescued.iter().filter(inside).map(child).collect()
     }
 
     /// Checks a node; gives it with its children.

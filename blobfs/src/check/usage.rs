@@ -7,6 +7,7 @@ use crate::ondisk::superblock::Superblock;
 use crate::store::groups;
 
 /// A set of blocks.
+#[derive(Clone)]
 pub(super) struct BlockSet {
     group_blocks: u64,
     groups: HashMap<u64, Vec<u8>>,
@@ -68,6 +69,73 @@ impl BlockSet {
         runs
     }
 
+    /// Adds all blocks of another set.
+    pub(super) fn add_all(&mut self, other: &Self) {
+        for (group, more) in &other.groups {
+            let bytes = self.groups.entry(*group).or_insert_with(|| vec![0; more.len()]);
+            bytes.iter_mut().zip(more).for_each(|(byte, more)| *byte |= more);
+        }
+    }
+
+    /// Adds all blocks of groups of which nothing is known.
+    pub(super) fn add_unknown_groups(&mut self, known: &Self, superblock: &Superblock) {
+        for group in 0..superblock.block_count.div_ceil(self.group_blocks) {
+            if !known.groups.contains_key(&group) {
+                self.groups.insert(group, vec![0xff; superblock.group_blocks as usize / 8]);
+            }
+        }
+    }
+
+    /// Whether one of these blocks is in the set.
+    pub(super) fn touches(&self, superblock: &Superblock, start: u64, count: u64) -> bool {
+        groups(superblock, start, count).any(|(key, mut bits)| {
+            let bytes = self.groups.get(&key.offset);
+            bytes.is_some_and(|bytes| bits.any(|bit| bytes[bit / 8] & 1 << (bit % 8) != 0))
+        })
+    }
+
+    /// The first run of `count` blocks, from `from` on, of which none is in the set.
+    pub(super) fn find_free(&self, superblock: &Superblock, from: u64, count: u64) -> Option<u64> {
+        let (mut start, mut at) = (from, from);
+        while at < superblock.block_count {
+            let group = at / self.group_blocks;
+            let end = ((group + 1) * self.group_blocks).min(superblock.block_count);
+            let runs = match self.groups.get(&group) {
+                None => std::iter::once(at..end).collect(),
+                Some(bytes) => self.free_runs_of(bytes, group, at, end),
+            };
+            for run in runs {
+                if run.start != at {
+                    start = run.start;
+                }
+                at = run.end;
+                if at - start >= count {
+                    return Some(start);
+                }
+            }
+            if at != end {
+                (start, at) = (end, end);
+            }
+        }
+        None
+    }
+
+    fn free_runs_of(&self, bytes: &[u8], group: u64, from: u64, end: u64) -> Vec<std::ops::Range<u64>> {
+        let base = group * self.group_blocks;
+        bitmap::free_runs(bytes, (end - base) as usize)
+            .into_iter()
+            .map(|run| (base + run.start as u64).max(from)..base + run.end as u64)
+            .filter(|run| run.start < run.end)
+            .collect()
+    }
+
+    /// The groups in which something is set, in order, with their bits.
+    pub(super) fn bitmaps(&self) -> impl Iterator<Item = (u64, &[u8])> {
+        let mut numbers: Vec<u64> = self.groups.keys().copied().collect();
+        numbers.sort_unstable();
+        numbers.into_iter().map(|group| (group, &self.groups[&group][..]))
+    }
+
     /// Number of blocks.
     pub(super) fn len(&self) -> u64 {
         let ones = |bytes: &Vec<u8>| bytes.iter().map(|byte| u64::from(byte.count_ones())).sum::<u64>();
@@ -101,5 +169,24 @@ mod tests {
         let mut other = BlockSet::new(&superblock);
         other.change(&superblock, 62, 2, true);
         assert_eq!(set.without(&other), [(58, 62), (64, 68)]);
+    }
+
+    #[test]
+    fn free_runs_are_found_across_groups() {
+        let superblock = Superblock { group_blocks: 64, block_count: 300, ..sample() };
+        let mut set = BlockSet::new(&superblock);
+        set.change(&superblock, 0, 60, true);
+        set.change(&superblock, 70, 2, true);
+        assert_eq!(set.find_free(&superblock, 0, 10), Some(60));
+        assert_eq!(set.find_free(&superblock, 0, 11), Some(72));
+        assert_eq!(set.find_free(&superblock, 65, 5), Some(65));
+        assert_eq!(set.find_free(&superblock, 0, 228), Some(72));
+        assert_eq!(set.find_free(&superblock, 0, 229), None);
+        assert!(set.touches(&superblock, 69, 2) && !set.touches(&superblock, 60, 10));
+        let mut all = BlockSet::new(&superblock);
+        all.add_unknown_groups(&set, &superblock);
+        all.add_all(&set);
+        assert_eq!(all.find_free(&superblock, 0, 11), Some(72));
+        assert_eq!(all.find_free(&superblock, 0, 57), None);
     }
 }

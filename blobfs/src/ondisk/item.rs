@@ -143,6 +143,39 @@ impl InodeItem {
         zerocopy::transmute!(raw)
     }
 
+    /// An inode without anything: no links, no content, times of 0, its own map.
+    pub fn empty(inode: InodeId, mode: u32) -> Self {
+        let never = Timestamp::default();
+        Self {
+            mode,
+            nlink: 0,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            flags: InodeFlags::empty(),
+            project: 0,
+            size: 0,
+            blocks: 0,
+            atime: never,
+            mtime: never,
+            ctime: never,
+            btime: never,
+            map: MapId(inode.0),
+            parent_map: MapId(0),
+            parent: InodeId(0),
+        }
+    }
+
+    /// Sets times of 10^9 nanoseconds or more in an item's bytes to 0; nothing when the length is wrong.
+    pub fn clear_impossible_times(bytes: &mut [u8]) {
+        let Ok(raw) = RawInode::mut_from_bytes(bytes) else { return };
+        for time in [&mut raw.atime, &mut raw.mtime, &mut raw.ctime, &mut raw.btime] {
+            if time.nanoseconds.get() >= 1_000_000_000 {
+                *time = Timestamp::default().into();
+            }
+        }
+    }
+
     /// The inode in `bytes`; `None` when the length is wrong or a time has 10^9 nanoseconds or more.
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let raw = RawInode::ref_from_bytes(bytes).ok()?;

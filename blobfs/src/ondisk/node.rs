@@ -406,6 +406,13 @@ pub(crate) fn seal(page: &mut [u8]) -> u32 {
     crc
 }
 
+/// The pointer that would lead to a page, as the page's own header has it; nothing of it is checked.
+pub(crate) fn own_ptr(page: &[u8]) -> Option<NodePtr> {
+    let (header, _) = RawHeader::ref_from_prefix(page).ok()?;
+    let (addr, generation, crc) = (header.addr.get(), header.generation.get(), header.crc.get());
+    Some(NodePtr { addr, generation, crc })
+}
+
 /// Checks magic, checksum, address, owner and generation of a page.
 pub(crate) fn check_header(page: &[u8], magic: u32, ptr: NodePtr, uuid: [u8; 16]) -> Result<(), String> {
     let (header, _) = RawHeader::ref_from_prefix(page).map_err(|_| "too short")?;

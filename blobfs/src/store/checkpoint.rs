@@ -150,17 +150,24 @@ pub(super) fn buffer_align(bdev: &Rc<dyn Bdev>) -> usize {
     bdev.limits().dma_align.max(bdev.limits().block_size) as usize
 }
 
-fn page_buffer(bdev: &Rc<dyn Bdev>, superblock: &Superblock) -> AlignedBuf {
+/// Memory for a node or a page of the chunk map.
+pub(crate) fn page_buffer(bdev: &Rc<dyn Bdev>, superblock: &Superblock) -> AlignedBuf {
     AlignedBuf::zeroed(superblock.node_size as usize, buffer_align(bdev))
 }
 
-fn write_page(bdev: &Rc<dyn Bdev>, superblock: &Superblock, addr: BlockAddr, page: AlignedBuf) -> bdev::Io {
+/// Writes a node or a page of the chunk map.
+pub(crate) fn write_page(
+    bdev: &Rc<dyn Bdev>,
+    superblock: &Superblock,
+    addr: BlockAddr,
+    page: AlignedBuf,
+) -> bdev::Io {
     let offset = addr.0 * u64::from(superblock.block_size);
     bdev.write(offset, IoBuffers::from_aligned(&Rc::new(page)), WriteFlags::NONE)
 }
 
 /// Writes the copy that belongs to the superblock's generation, durably.
-pub(super) async fn write_superblock(bdev: &Rc<dyn Bdev>, superblock: &Superblock) -> Result<(), BdevError> {
+pub(crate) async fn write_superblock(bdev: &Rc<dyn Bdev>, superblock: &Superblock) -> Result<(), BdevError> {
     let len = SUPERBLOCK_LEN.next_multiple_of(bdev.limits().block_size as usize);
     let mut bytes = AlignedBuf::zeroed(len, buffer_align(bdev));
     bytes[..SUPERBLOCK_LEN].copy_from_slice(&superblock.encode());

@@ -75,11 +75,12 @@ use space::{IoEpochs, Search, Space};
 use tree::{Plan, Tree};
 
 pub(crate) use blocks::{chunk_in_data_area, groups, in_data_area};
+pub(crate) use checkpoint::{page_buffer, write_page, write_superblock};
 pub(crate) use chunks::Chunks;
 pub use image::{choose_superblock, read_superblocks};
 pub(crate) use image::{read, read_journal_block};
 pub use load::Pins;
-pub(crate) use open::check_features;
+pub(crate) use open::{IDS_SKIPPED, check_features};
 pub use open::{MkfsError, MkfsOptions, OpenError, OpenOptions, mkfs};
 pub use tree::NodeRef;
 
@@ -109,7 +110,7 @@ const GROUPS_TRIED_MAX: usize = 4;
 const DISCARD_LEN_MIN: u64 = 64 * 1024;
 
 /// Nodes that only shrinking transactions may use, so that a full device can still delete.
-fn reserve_nodes(superblock: &Superblock) -> usize {
+pub(crate) fn reserve_nodes(superblock: &Superblock) -> usize {
     (superblock.block_count / superblock.node_blocks() / 64).clamp(64, 1024) as usize
 }
 

@@ -27,7 +27,7 @@ use crate::units::TxnSeq;
 
 /// Numbers that a mount skips when the one before did not end cleanly: more than were ever handed out
 /// without being in a durable transaction, because an open journal block holds far fewer.
-const IDS_SKIPPED: u64 = 1 << 20;
+pub(crate) const IDS_SKIPPED: u64 = 1 << 20;
 
 /// What a new file system is like. Sizes of 0 are chosen by the device's size.
 #[derive(Debug, Clone, PartialEq, Eq)]

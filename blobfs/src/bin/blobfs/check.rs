@@ -1,90 +1,170 @@
 //! `blobfs fsck`.
 
-use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::rc::Rc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use blobfs::check::{Finding, Progress, Report, check_with};
-use indicatif::{ProgressBar, ProgressStyle};
+use bdev::Bdev;
+use blobfs::check::{
+    Consent, Finding, Progress, RepairOptions, RepairReport, Repaired, Report, check_with, repair,
+};
+use blobfs::ondisk::Timestamp;
+use blobfs::store::OpenError;
 use serde::Serialize;
 
 use crate::cli::FsckArgs;
 use crate::failure::{Failure, Status};
 use crate::image::Image;
 use crate::interrupt::Interrupt;
+use crate::progress;
 
-/// Exit status when damage was found and is still there.
-const DAMAGE_LEFT: u8 = 4;
+/// Exit bit when damage was repaired.
+const REPAIRED: u8 = 1;
+
+/// Exit bit when damage was found and is still there.
+pub(crate) const DAMAGE_LEFT: u8 = 4;
 
 /// A finding with its text, as `--json` has it.
 #[derive(Serialize)]
-struct Described<'a> {
+pub(crate) struct Described<'a> {
     #[serde(flatten)]
     finding: &'a Finding,
     text: String,
+    repaired: bool,
+    /// What was done about it.
+    action: Option<&'static str>,
 }
 
-/// Checks a file system and prints what is wrong with it.
+impl<'a> Described<'a> {
+    fn new(finding: &'a Finding, action: Option<&'static str>) -> Self {
+        Self { finding, text: finding.to_string(), repaired: action.is_some(), action }
+    }
+
+    /// Findings of a check.
+    pub(crate) fn all(report: &'a Report) -> Vec<Self> {
+        report.findings.iter().map(|finding| Self::new(finding, None)).collect()
+    }
+}
+
+/// Checks a file system, or repairs it, and prints what is wrong with it.
 pub(crate) fn run(args: &FsckArgs) -> Result<ExitCode, Failure> {
-    let cannot = |failure: Failure| failure.with(Status::FsckOperational);
-    let interrupt = Interrupt::install()
-        .map_err(|error| cannot(Failure::new("signals", error, "check the limits of the process")))?;
-    let Some(report) = check_image(args, interrupt).map_err(cannot)? else {
-        let failure = Failure::new(&args.image, "the check was cancelled by a signal", "nothing was changed");
-        return Err(failure.with(Status::FsckCancelled));
+    let consent = match (args.repair, args.preen) {
+        (true, _) => Consent::Everything,
+        (_, true) => Consent::NothingLost,
+        _ => return run_check(args),
     };
+    let done = work(&args.image, Image::open_to_change, async move |device, show| {
+        repair(device, RepairOptions { consent, now: now() }, show).await
+    });
+    let report = done?;
     if args.json {
-        print_json(&report);
+        print_repair_json(&report);
     } else {
-        print_text(&args.image, &report);
+        print_repair(&args.image, &report);
+    }
+    let left = if report.after.is_clean() { 0 } else { DAMAGE_LEFT };
+    Ok((if report.changed { REPAIRED } else { 0 } | left).into())
+}
+
+fn run_check(args: &FsckArgs) -> Result<ExitCode, Failure> {
+    let done = work(&args.image, Image::open_to_read, async |device, show| check_with(device, show).await);
+    let report = done?;
+    if args.json {
+        print_check_json(&report);
+    } else {
+        report.findings.iter().for_each(|finding| println!("{finding}"));
+        print_summary(&args.image, &report);
     }
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { DAMAGE_LEFT.into() })
 }
 
-/// The report; `None` when a signal came first.
-fn check_image(args: &FsckArgs, interrupt: Interrupt) -> Result<Option<Report>, Failure> {
-    let image = Image::open_to_read(&args.image)?;
-    let device = image.device.clone();
-    let bar = progress_bar();
-    let checked = image.reactor.block_on(async move {
+/// Does work on an image until a signal comes.
+fn work<T: 'static>(
+    image: &str,
+    open: impl FnOnce(&str) -> Result<Image, Failure>,
+    run: impl AsyncFnOnce(&Rc<dyn Bdev>, &mut dyn FnMut(Progress)) -> Result<T, OpenError> + 'static,
+) -> Result<T, Failure> {
+    let cannot = |failure: Failure| failure.with(Status::FsckOperational);
+    let interrupt = Interrupt::install()
+        .map_err(|error| cannot(Failure::new("signals", error, "check the limits of the process")))?;
+    let opened = open(image).map_err(cannot)?;
+    let device = opened.device.clone();
+    let done = opened.reactor.block_on(async move {
+        let bar = progress::bar(progress::NODES);
         let mut show = |progress: Progress| {
             bar.set_length(progress.total);
             bar.set_position(progress.done);
         };
-        let result = interrupt.before(check_with(&device, &mut show)).await;
+        let done = interrupt.before(run(&device, &mut show)).await;
         bar.finish_and_clear();
-        result.transpose()
+        done
     });
-    checked.map_err(|error| Failure::new(&args.image, error, "use an image that blobfs made, whole"))
-}
-
-/// A bar on a terminal, shown only when the check takes a while.
-fn progress_bar() -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
+    match done {
+        None => Err(cancelled(image)),
+        Some(Ok(done)) => Ok(done),
+        Some(Err(error)) => Err(cannot(Failure::new(image, error, "use an image that blobfs made, whole"))),
     }
-    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} nodes, {eta} left");
-    let bar = ProgressBar::new(0).with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-    bar.enable_steady_tick(Duration::from_millis(200));
-    bar
 }
 
-fn print_json(report: &Report) {
-    let describe = |finding| Described { finding, text: finding.to_string() };
-    let findings: Vec<_> = report.findings.iter().map(describe).collect();
+/// A signal ended the work.
+pub(crate) fn cancelled(image: &str) -> Failure {
+    let failure = Failure::new(image, "cancelled by a signal", "nothing that counts was changed");
+    failure.with(Status::FsckCancelled)
+}
+
+fn now() -> Timestamp {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp { seconds: since.as_secs().try_into().unwrap_or(i64::MAX), nanoseconds: since.subsec_nanos() }
+}
+
+fn print_check_json(report: &Report) {
+    let left = report.findings.len() as u64 + report.findings_left_out;
     let report = serde_json::json!({
-        "findings": findings,
+        "findings": Described::all(report),
         "findings_left_out": report.findings_left_out,
         "complete": report.complete,
+        "changed": false,
+        "refused": null,
+        "left": left,
         "counts": report.counts,
     });
     println!("{report:#}");
 }
 
-fn print_text(image: &str, report: &Report) {
-    for finding in &report.findings {
-        println!("{finding}");
+fn print_repair_json(report: &RepairReport) {
+    let after = &report.after;
+    let describe =
+        |repaired: &Repaired| serde_json::json!(Described::new(&repaired.finding, repaired.action));
+    let findings: Vec<_> = report.findings.iter().map(describe).collect();
+    let report = serde_json::json!({
+        "findings": findings,
+        "findings_left_out": report.findings_left_out,
+        "complete": after.complete,
+        "changed": report.changed,
+        "refused": report.refused,
+        "left": after.findings.len() as u64 + after.findings_left_out,
+        "counts": after.counts,
+    });
+    println!("{report:#}");
+}
+
+fn print_repair(image: &str, report: &RepairReport) {
+    for repaired in &report.findings {
+        match repaired.action {
+            Some(action) => println!("{}: repaired: {action}", repaired.finding),
+            None => println!("{}", repaired.finding),
+        }
     }
+    if report.findings_left_out > 0 {
+        println!("{image}: {} more findings", report.findings_left_out);
+    }
+    if let Some(reason) = report.refused {
+        println!("{image}: not repaired: {reason}");
+    }
+    print_summary(image, &report.after);
+}
+
+fn print_summary(image: &str, report: &Report) {
     let counts = &report.counts;
     let found = match report.findings.len() as u64 + report.findings_left_out {
         0 => "clean".to_owned(),

@@ -46,17 +46,71 @@ const INFO_ABOUT: &str =
 
 Only the two copies of the superblock are read. IMAGE is not changed.";
 
-const FSCK_ABOUT: &str = "Check a file system without changing it.
+const FSCK_ABOUT: &str = "Check a file system, and repair it if asked to.
 
 Every structure is read and compared with every other one that it must agree with: superblocks, chunk map, tree \
 nodes, journal, bitmaps, inodes, directories, extended attributes and extents. A journal that was not replayed yet is \
-replayed in memory. File data has no checksums and is not read. Each finding is one line on standard output: the \
-structure, where it is, and what is wrong.";
+replayed in memory. Each finding is one line on standard output: the structure, where it is, and what is wrong. File \
+data is not read: see 'blobfs scrub'.
 
-const FSCK_STATUS: &str = "\
+Without an option that says so nothing is written. IMAGE must not be in use.";
+
+const FSCK_DETAILS: &str = "\
+REPAIR
+  --repair makes a file system that a check finds clean, without asking. Each line says what was wrong and what was
+  done about it. It keeps what can be kept:
+
+  - a damaged superblock is written anew from the other copy, even if the damaged one was the newer one;
+  - a damaged journal ends in front of the damage;
+  - tree nodes that cannot be read are dropped with what they held; what is below a lost inner node is found again;
+  - bitmaps, counters, link counts, sizes and flags are set to what was counted;
+  - entries that lead nowhere are removed; inodes that no name leads to are named in /lost+found by their number;
+  - content, entries and attributes whose inode is lost get a new one, which only root can read;
+  - of two files with the same blocks the second one gets a copy of them.
+
+  The repaired tree is worked out in memory and checked, then written to free places, and only then put in place of the
+  old one. A repair that is interrupted, by a power cut too, has changed nothing that counts and can be done again. If
+  the device is failing, copy it to another one first and repair the copy.
+
+  -p does only what gives nothing up (counters, counts, bitmaps, flags and the like). If anything else is needed,
+  nothing is changed and the exit status says that damage is left. Programs that check at boot use it.
+
+JSON
+  --json prints one object: findings (a list: finding, the fields of its place, text, repaired, action), \
+findings_left_out,
+  complete (everything could be read), changed (something was written), refused (why nothing was repaired, or null),
+  left (findings of the check after a repair: a number) and counts (inodes, blocks and the like, as they are now).
+
 EXIT STATUS
-  The sum of: 0 nothing found, 4 damage found, 8 the check could not be done (no such image, in use, unreadable, not
-  a blobfs image), 16 usage, 32 cancelled by SIGINT or SIGTERM.";
+  The sum of: 0 nothing found, 1 damage was repaired, 4 damage is left, 8 the work could not be done (no such image,
+  in use, unreadable, not a blobfs image, no room for the repair), 16 usage, 32 cancelled by SIGINT or SIGTERM.
+
+EXAMPLES
+  Look, then repair:
+
+    blobfs fsck disk.img
+    blobfs fsck --repair disk.img
+
+  In a script, with the number of findings:
+
+    blobfs fsck --json disk.img | jq '.findings | length'";
+
+const SCRUB_ABOUT: &str = "Read and verify everything on an image.
+
+A check of all metadata, as 'blobfs fsck' does it, and then every block of file data, in the order in which it lies on \
+the device. What cannot be read is reported by the name of the file and the place in it. Blocks that are allocated but \
+were never written are not read. IMAGE is not changed, and must not be in use.
+
+On a terminal a bar shows how far it is, how fast, and how long it takes.";
+
+const SCRUB_DETAILS: &str = "\
+JSON
+  --json prints one object: check (as 'blobfs fsck --json' has it: findings, findings_left_out, complete, counts),
+  unreadable (a list: inode, path or null, xattr, offset, len, block, error, text), unreadable_left_out and data_bytes.
+
+EXIT STATUS
+  The sum of: 0 everything is there and right, 4 damage was found, 8 the work could not be done (no such image, in use,
+  not a blobfs image), 16 usage, 32 cancelled by SIGINT or SIGTERM.";
 
 /// The whole command line.
 #[derive(Debug, Parser)]
@@ -75,9 +129,12 @@ pub(crate) enum Command {
     /// Show what a file system is
     #[command(long_about = INFO_ABOUT, after_long_help = format!("{IMAGE_HELP}\n\n{EXIT_STATUS}"))]
     Info(InfoArgs),
-    /// Check a file system
-    #[command(long_about = FSCK_ABOUT, after_long_help = FSCK_STATUS)]
+    /// Check a file system, and repair it if asked to
+    #[command(long_about = FSCK_ABOUT, after_long_help = FSCK_DETAILS)]
     Fsck(FsckArgs),
+    /// Read and verify everything on an image
+    #[command(long_about = SCRUB_ABOUT, after_long_help = SCRUB_DETAILS)]
+    Scrub(ScrubArgs),
 }
 
 /// Options of `blobfs mkfs`.
@@ -119,6 +176,33 @@ pub(crate) struct InfoArgs {
 /// Options of `blobfs fsck`.
 #[derive(Debug, Args)]
 pub(crate) struct FsckArgs {
+    /// Image file or block device
+    pub(crate) image: String,
+
+    /// Repair what is wrong, without asking, even if something must be given up
+    #[arg(short = 'y', long, group = "mode")]
+    pub(crate) repair: bool,
+
+    /// Repair only what can be repaired without giving anything up; -a is the same
+    #[arg(short = 'p', visible_short_alias = 'a', group = "mode")]
+    pub(crate) preen: bool,
+
+    /// Change nothing: the default
+    #[arg(short = 'n', group = "mode")]
+    pub(crate) no_changes: bool,
+
+    /// Check although the file system was closed cleanly: always done, taken because other programs pass it
+    #[arg(short = 'f', hide = true)]
+    pub(crate) force: bool,
+
+    /// Print the report as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Options of `blobfs scrub`.
+#[derive(Debug, Args)]
+pub(crate) struct ScrubArgs {
     /// Image file or block device
     pub(crate) image: String,
 

@@ -24,6 +24,11 @@ impl Image {
         Ok(Self { device, reactor })
     }
 
+    /// Opens an image that exists, for changes.
+    pub(crate) fn open_to_change(name: &str) -> Result<Self, Failure> {
+        Self::open(name, &OpenOptions { read_only: false, create: None })
+    }
+
     /// Opens an image that exists, for reading only.
     pub(crate) fn open_to_read(name: &str) -> Result<Self, Failure> {
         Self::open(name, &OpenOptions { read_only: true, create: None })

@@ -7,6 +7,8 @@ mod image;
 mod info;
 mod interrupt;
 mod mkfs;
+mod progress;
+mod scrub;
 mod signature;
 
 use std::process::ExitCode;
@@ -33,6 +35,7 @@ fn run(command: Command) -> Result<ExitCode, Failure> {
         Command::Mkfs(args) => mkfs::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Fsck(args) => check::run(&args),
+        Command::Scrub(args) => scrub::run(&args),
     }
 }
 
@@ -45,7 +48,7 @@ fn explain(error: &clap::Error) -> Result<ExitCode, Failure> {
         };
     }
     let status = match std::env::args().nth(1).as_deref() {
-        Some("fsck") => Status::FsckUsage,
+        Some("fsck" | "scrub") => Status::FsckUsage,
         _ => Status::Usage,
     };
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {

@@ -1,0 +1,361 @@
+//! Superblocks, journal, nodes, chunk map, bitmaps.
+
+use super::*;
+
+#[test]
+fn damaged_superblocks_are_found() {
+    let sample = Sample::new();
+    let superblock = sample.superblock();
+    let newest = (superblock.generation % 2) as usize;
+    let older = 1 - newest;
+    sample.disk.poke(SUPERBLOCK_OFFSETS[older] + 100, &[0xff; 4]);
+    let found = findings_of(&sample.disk);
+    assert!(matches!(found[..], [Finding::Superblock { copy, .. }] if copy == older), "{found:?}");
+    assert!(problem(&found[0]).contains("checksum"));
+    sample.disk.poke(SUPERBLOCK_OFFSETS[newest] + 100, &[0xff; 4]);
+    let report = report_of(&sample.disk).unwrap();
+    assert_eq!(report.findings.len(), 2);
+    assert!(!report.complete && !report.is_clean());
+
+    let sample = Sample::new();
+    let mut wrong = superblock.clone();
+    wrong.node_size = 100;
+    sample.disk.poke(SUPERBLOCK_OFFSETS[older], &wrong.encode());
+    let found = findings_of(&sample.disk);
+    assert!(problem(&found[0]).contains("node size"), "{found:?}");
+}
+
+#[test]
+fn copies_of_the_superblock_that_contradict_each_other_are_found() {
+    let change = |with: &dyn Fn(&mut Superblock)| {
+        let sample = Sample::new();
+        let newest = sample.superblock();
+        let mut older = Superblock { generation: newest.generation - 1, ..newest };
+        with(&mut older);
+        sample.disk.poke(SUPERBLOCK_OFFSETS[(older.generation % 2) as usize], &older.encode());
+        findings_of(&sample.disk)
+    };
+    assert_eq!(change(&|_| ()), []);
+    let copies = |field| [Finding::SuperblockCopies { field }];
+    assert_eq!(change(&|older| older.uuid[0] ^= 1), copies("the UUID"));
+    assert_eq!(change(&|older| older.group_blocks = 256), copies("the group size"));
+    assert_eq!(change(&|older| older.hash_key[0] += 1), copies("the hash key"));
+    assert_eq!(change(&|older| older.journal_blocks += 1), copies("the place of the journal"));
+    assert_eq!(change(&|older| older.generation -= 2), copies("the generation by more than one"));
+
+    let sample = Sample::new();
+    let newest = sample.superblock();
+    let place = Superblock { generation: newest.generation + 1, ..newest.clone() };
+    let copy = (newest.generation % 2) as usize;
+    sample.disk.poke(SUPERBLOCK_OFFSETS[copy], &place.encode());
+    let found = findings_of(&sample.disk);
+    assert!(found.contains(&Finding::SuperblockPlace { copy, generation: place.generation }), "{found:?}");
+}
+
+#[test]
+fn a_counter_that_would_give_a_number_twice_is_found() {
+    let sample = Sample::new();
+    sample.set_superblock(|superblock| superblock.next_id = 5);
+    let used = sample.superblock().last_txn;
+    let found = findings_of(&sample.disk);
+    assert!(matches!(found[..], [Finding::NextId { next_id: 5, used }] if used > 20), "{found:?} {used}");
+}
+
+#[test]
+fn a_wrong_number_of_free_blocks_is_found() {
+    let sample = Sample::new();
+    let counted = sample.superblock().free_blocks;
+    sample.set_superblock(|superblock| superblock.free_blocks -= 3);
+    assert_eq!(findings_of(&sample.disk), [Finding::FreeBlocks { stated: counted - 3, counted }]);
+}
+
+#[test]
+fn other_devices_are_not_checked() {
+    let empty = SimDisk::new(DEVICE, BLOCK, 1);
+    assert_eq!(report_of(&empty), Err(OpenError::NotAFileSystem));
+    let sample = Sample::new();
+    sample.set_superblock(|superblock| superblock.incompat = 8);
+    assert_eq!(report_of(&sample.disk), Err(OpenError::Incompatible { features: 8 }));
+}
+
+/// A journal block that follows the newest checkpoint.
+fn append_block(sample: &Sample, skip: u64, txn: u64, records: &[Record<'_>]) -> u64 {
+    let superblock = sample.superblock();
+    let mut block = vec![0; JOURNAL_HEADER_LEN];
+    let header = TxnHeader {
+        len: 0.into(),
+        count: 0.into(),
+        seq: (superblock.last_txn + txn).into(),
+        session: 0.into(),
+        request: 0.into(),
+        next_id: superblock.next_id.into(),
+    };
+    append_txn(&mut block, header, records.iter().copied());
+    let id = BlockId {
+        uuid: superblock.uuid,
+        epoch: superblock.epoch,
+        seq: superblock.tail.seq + skip,
+        previous_crc: superblock.tail.previous_crc,
+    };
+    seal_block(&mut block, &id);
+    let start = superblock.journal_start * u64::from(BLOCK) + superblock.tail.pos;
+    sample.disk.poke(start + skip * u64::from(BLOCK), &block);
+    superblock.journal_start + superblock.tail.pos / u64::from(BLOCK)
+}
+
+#[test]
+fn journal_blocks_that_cannot_be_applied_are_found() {
+    let far = BlockRange::new(BlockAddr(1 << 40), 1);
+    let superblocks = BlockRange::new(BlockAddr(8), 1);
+    let key = Key::new(999, Kind::Dirent, 0);
+    let cases: [(u64, Record<'_>, &str); 7] = [
+        (1, Record::Delete(key), "deletes an item that does not exist"),
+        (1, Record::Alloc(far), "no data blocks"),
+        (1, Record::Free(superblocks), "no data blocks"),
+        (1, Record::Free(BlockRange::new(BlockAddr(2000), 1)), "frees blocks that are free"),
+        (1, Record::Put(key, &[0; 400]), "too long"),
+        (1, Record::Put(Key::group(0), &[0; 64]), "bitmap"),
+        (2, Record::Delete(key), "not in sequence"),
+    ];
+    for (txn, record, expected) in cases {
+        let sample = Sample::new();
+        sample.set_superblock(|superblock| superblock.clean = false);
+        let block = append_block(&sample, 0, txn, &[record]);
+        let found = findings_of(&sample.disk);
+        let Finding::Journal { block: at, problem, .. } = &found[0] else { panic!("{found:?}") };
+        assert_eq!((*at, found.len()), (block, 1), "{found:?}");
+        assert!(problem.contains(expected), "{problem}");
+    }
+}
+
+#[test]
+fn a_claim_of_blocks_in_use_is_found() {
+    let sample = Sample::new();
+    sample.set_superblock(|superblock| superblock.clean = false);
+    let used = {
+        let store = open(&SimDisk::from_image(sample.disk.snapshot(), BLOCK, 1), &sample.reactor);
+        Items(store).extents(sample.file)[&0].addr.0
+    };
+    append_block(&sample, 0, 1, &[Record::Claim { start: used, nodes: 1 }]);
+    let found = findings_of(&sample.disk);
+    assert!(matches!(found[0], Finding::BlocksUsedTwice { start, .. } if start == used), "{found:?}");
+    assert!(matches!(found[1], Finding::Journal { .. }), "{found:?}");
+    append_block(&sample, 0, 1, &[Record::Claim { start: 2, nodes: 1 }]);
+    let found = findings_of(&sample.disk);
+    assert_eq!(found[0], Finding::Chunk { block: 2, problem: "lies outside the data area" });
+}
+
+#[test]
+fn a_journal_that_goes_on_behind_a_clean_superblock_is_found() {
+    let sample = Sample::new();
+    append_block(&sample, 0, 1, &[]);
+    assert_eq!(findings_of(&sample.disk), [Finding::CleanWithJournal { blocks: 1 }]);
+}
+
+#[test]
+fn a_hole_in_the_journal_is_found() {
+    let sample = Sample::new();
+    sample.set_superblock(|superblock| superblock.clean = false);
+    append_block(&sample, 3, 4, &[]);
+    let expected = sample.superblock().tail.seq;
+    assert_eq!(findings_of(&sample.disk), [Finding::JournalGap { expected, found: expected + 3 }]);
+}
+
+#[test]
+fn damaged_nodes_are_found_and_named() {
+    type Patch = fn(&mut [u8]);
+    let cases: [(&[usize], Patch, &str); 9] = [
+        (&[], |page| page[0] ^= 1, "magic"),
+        (&[LAST], |page| page[8] ^= 1, "block"),
+        (&[LAST, LAST], |page| page[16] ^= 1, "another file system"),
+        (&[LAST, 0], |page| page[32] ^= 1, "generation"),
+        (&[LAST], |page| page[40] += 1, "level"),
+        (&[LAST, LAST], |page| page[42..44].fill(0xff), "slots do not fit"),
+        (&[LAST, LAST], |page| page[64 + 8] = 0xee, "unknown kind"),
+        (&[LAST, LAST], |page| page[64 + 10..64 + 12].fill(0xff), "value of slot 0"),
+        (&[1], |page| page[42..44].fill(0), "inner node without children"),
+    ];
+    for (path, with, expected) in cases {
+        let sample = Sample::new();
+
+        let block = sample.patch_node(path, with);
+        let report = report_of(&sample.disk).unwrap();
+        let found = &report.findings;
+        assert!(matches!(found[..], [Finding::Node { block: at, .. }] if at == block), "{found:?}");
+        assert!(problem(&found[0]).contains(expected), "{found:?}");
+        assert!(!report.complete);
+    }
+}
+
+#[test]
+fn a_node_with_a_wrong_checksum_is_found() {
+    let sample = Sample::new();
+    let block = sample.patch_node(&[LAST, LAST], |_| ());
+    sample.disk.poke(block * u64::from(BLOCK) + 700, &[0xaa; 8]);
+    let found = findings_of(&sample.disk);
+    assert!(matches!(found[..], [Finding::Node { block: at, level: 0, .. }] if at == block), "{found:?}");
+    assert!(problem(&found[0]).contains("checksum"), "{found:?}");
+}
+
+#[test]
+fn a_node_that_cannot_be_read_is_found() {
+    let sample = Sample::new();
+    let block = sample.patch_node(&[LAST, LAST], |_| ());
+    let start = block * u64::from(BLOCK);
+    sample.disk.fail_reads(start..start + NODE as u64);
+    let found = findings_of(&sample.disk);
+    assert!(matches!(found[..], [Finding::Node { block: at, level: 0, .. }] if at == block), "{found:?}");
+    assert!(problem(&found[0]).contains("device error"), "{found:?}");
+}
+
+#[test]
+fn keys_out_of_order_or_outside_their_node_are_found() {
+    let sample = Sample::new();
+    // Exchanges the first two keys of an inner node.
+    sample.patch_node(&[], |page| {
+        let (first, second) = page[64..112].split_at_mut(24);
+        first[..9].swap_with_slice(&mut second[..9]);
+        first[16..].swap_with_slice(&mut second[16..]);
+    });
+    assert!(problem(&findings_of(&sample.disk)[0]).contains("out of order"));
+
+    let sample = Sample::new();
+    let block = sample.patch_node(&[LAST, LAST], |page| page[64..72].fill(0));
+    let found = findings_of(&sample.disk);
+    assert!(matches!(found[..], [Finding::Node { block: at, .. }] if at == block), "{found:?}");
+    assert!(problem(&found[0]).contains("outside the range"), "{found:?}");
+}
+
+#[test]
+fn pointers_into_nowhere_are_found() {
+    let sample = Sample::new();
+    sample.set_superblock(|superblock| superblock.root.addr = u64::MAX);
+    let found = findings_of(&sample.disk);
+    assert!(found.iter().any(|finding| matches!(finding, Finding::Node { block: u64::MAX, .. })));
+    sample.set_superblock(|superblock| superblock.chunk_map.addr = 1 << 40);
+    let found = report_of(&sample.disk).unwrap().findings;
+    assert!(matches!(found[0], Finding::ChunkMap { .. }), "{found:?}");
+    assert!(problem(&found[0]).contains("outside"), "{found:?}");
+}
+
+#[test]
+fn a_node_with_two_parents_is_found() {
+    let sample = Sample::new();
+    let mut twice = 0;
+    sample.patch_node(&[0], |page| {
+        let (first, second) = (value_at(page, 0), value_at(page, 1));
+        page.copy_within(first..first + 24, second);
+        twice = u64::from_le_bytes(page[first..first + 8].try_into().unwrap());
+    });
+    assert_eq!(findings_of(&sample.disk), [Finding::PlaceUsedTwice { block: twice }]);
+}
+
+#[test]
+fn a_node_of_a_later_generation_is_found() {
+    let sample = Sample::new();
+    sample.set_superblock(|superblock| superblock.root.generation += 100);
+    assert!(problem(&findings_of(&sample.disk)[0]).contains("newer"));
+}
+
+#[test]
+fn wrong_chunk_maps_are_found() {
+    // Entries begin at byte 64: first block, used bits, places.
+    let sample = Sample::new();
+    let used = |page: &[u8]| u64::from_le_bytes(page[72..80].try_into().unwrap());
+    let mut leaked = 0;
+    sample.patch_map(|page| {
+        let start = u64::from_le_bytes(page[64..72].try_into().unwrap());
+        let place = (!used(page)).trailing_zeros();
+        leaked = start + u64::from(place) * 2;
+        let marked = used(page) | 1 << place;
+        page[72..80].copy_from_slice(&marked.to_le_bytes());
+    });
+    assert_eq!(findings_of(&sample.disk), [Finding::PlaceLeaked { block: leaked }]);
+
+    let sample = Sample::new();
+    let mut lost = 0;
+    sample.patch_map(|page| {
+        let start = u64::from_le_bytes(page[64..72].try_into().unwrap());
+        let place = used(page).trailing_zeros();
+        lost = start + u64::from(place) * 2;
+        let marked = used(page) & !(1 << place);
+        page[72..80].copy_from_slice(&marked.to_le_bytes());
+    });
+    assert_eq!(findings_of(&sample.disk), [Finding::PlaceNotMarked { block: lost }]);
+
+    let sample = Sample::new();
+    let block = sample.patch_map(|page| page[80] = 99);
+    let found = findings_of(&sample.disk);
+    assert!(matches!(found[0], Finding::ChunkMap { block: at, .. } if at == block), "{found:?}");
+
+    let sample = Sample::new();
+    sample.patch_map(|page| page[64..72].fill(0));
+    let found = findings_of(&sample.disk);
+    assert_eq!(found[0], Finding::Chunk { block: 0, problem: "lies outside the data area" });
+
+    let sample = Sample::new();
+    let mut first = 0;
+    sample.patch_map(|page| {
+        page.copy_within(64..88, 88);
+        first = u64::from_le_bytes(page[64..72].try_into().unwrap());
+    });
+    let found = findings_of(&sample.disk);
+    assert_eq!(found[0], Finding::Chunk { block: first, problem: "overlaps another chunk" });
+
+    // A page that names itself as the next one.
+    let sample = Sample::new();
+    let ptr = sample.superblock().chunk_map;
+    sample.patch_map(|page| page[44..52].copy_from_slice(&ptr.addr.to_le_bytes()));
+    let found = findings_of(&sample.disk);
+    assert_eq!(found, [Finding::PlaceUsedTwice { block: ptr.addr }]);
+}
+
+#[test]
+fn bitmaps_that_disagree_with_what_is_used_are_found() {
+    let sample = Sample::new();
+    let mut range = BlockRange::new(BlockAddr(0), 0);
+    let found = sample.found(|items, txn| {
+        range = items.free_blocks(3);
+        txn.alloc(range);
+    });
+    assert_eq!(found, [Finding::BlocksLeaked { start: range.start.0, end: range.end().0 }]);
+
+    let sample = Sample::new();
+    let found = sample.found(|items, txn| {
+        range = items.extents(sample.file)[&0].device_range();
+        txn.free(range);
+    });
+    assert_eq!(found, [Finding::BlocksNotMarked { start: range.start.0, end: range.end().0 }]);
+}
+
+#[test]
+fn malformed_bitmaps_are_found() {
+    let sample = Sample::new();
+    let group = DEVICE / u64::from(BLOCK) / 512;
+    let found = sample.found(|_, txn| txn.put(Key::group(group), &[0; 64]));
+    assert_eq!(found, [Finding::Group { group, problem: "lies behind the end of the device" }]);
+
+    let sample = Sample::new();
+    let found = sample.found(|_, txn| txn.put(Key::group(3), &[0; 7]));
+    assert_eq!(found[0], Finding::Group { group: 3, problem: "has the wrong length" });
+}
+
+#[test]
+fn a_gap_in_the_tree_is_not_reported_as_everything_that_may_be_missing() {
+    for child in [0, 1, 2, LAST] {
+        let sample = Sample::new();
+        sample.patch_node(&[1, child], |page| page[0] ^= 1);
+        let report = report_of(&sample.disk).unwrap();
+        assert!(!report.complete);
+        assert_eq!(report.findings.len(), 1, "{:?}", report.findings);
+    }
+}
+
+#[test]
+fn findings_are_limited_but_counted() {
+    let mut findings = Findings::limited();
+    for block in 0..10_100 {
+        findings.push(Finding::PlaceLeaked { block }, remedy::Remedy::default());
+    }
+    assert_eq!((findings.list.len(), findings.left_out), (10_000, 100));
+}
