@@ -10,7 +10,7 @@
 //! | [`store`] | the transactional item store: tree, journal, checkpoint, space |
 //! | [`data`] | file data: page cache, extents, direct I/O, write-back |
 //! | [`fs`] | the public calls: names, attributes, xattrs, sessions |
-//! | [`check`] | the checker: every structure against every other, without writing |
+//! | [`check`] | the checker: every structure against every other; repair and scrub |
 //!
 //! # Prepare and apply
 //!

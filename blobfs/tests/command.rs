@@ -129,6 +129,9 @@ fn wrong_command_lines_are_refused() {
     refused(&["info"], 2, "IMAGE");
     refused(&["fsck"], 16, "IMAGE");
     refused(&["fsck", "--fast", &image], 16, "--fast");
+    refused(&["fsck", "-y", "-n", &image], 16, "--repair");
+    refused(&["scrub"], 16, "IMAGE");
+    refused(&["scrub", "--repair", &image], 16, "--repair");
     refused(&["mkfs", "--size", "4Q", &image], 2, "4Q");
     refused(&["mkfs", "--size", "-4", &image], 2, "-4");
     for size in ["0", "256", "3000", "32768", "x"] {
@@ -245,6 +248,99 @@ fn damage_is_reported_and_left_as_it_is() {
     assert!(fs::read(&image).unwrap() == before);
 }
 
+/// An image whose first superblock is damaged.
+fn damaged_image(scratch: &Scratch) -> String {
+    let image = scratch.image("damaged");
+    let file = File::options().write(true).open(&image).unwrap();
+    file.write_all_at(&[0xff; 16], 4096 + 64).unwrap();
+    image
+}
+
+#[test]
+fn a_repair_says_what_it_did_and_leaves_a_clean_image() {
+    for option in ["--repair", "-y"] {
+        let scratch = Scratch::new();
+        let image = damaged_image(&scratch);
+        let output = blobfs(&["fsck", option, &image]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.starts_with("superblock, copy 0: checksum"), "{text}");
+        assert!(text.contains(": repaired: written anew from the other copy"), "{text}");
+        assert!(text.contains("clean"), "{text}");
+        let after = fs::read(&image).unwrap();
+        assert!(succeeds(&["fsck", option, &image]).contains("clean"));
+        assert!(fs::read(&image).unwrap() == after, "there was nothing to repair");
+        succeeds(&["fsck", &image]);
+    }
+}
+
+#[test]
+fn a_repair_as_json_names_every_action() {
+    let scratch = Scratch::new();
+    let image = damaged_image(&scratch);
+    let output = blobfs(&["fsck", "--repair", "--json", &image]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["findings"][0]["finding"], "superblock");
+    assert_eq!(report["findings"][0]["repaired"], true);
+    assert_eq!(report["findings"][0]["action"], "written anew from the other copy");
+    assert_eq!((&report["changed"], &report["left"]), (&true.into(), &0.into()));
+    assert_eq!(report["refused"], serde_json::Value::Null);
+    assert!(report["counts"]["free_blocks"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_careful_repair_leaves_what_could_lose_something() {
+    let scratch = Scratch::new();
+    let image = damaged_image(&scratch);
+    let before = fs::read(&image).unwrap();
+    for option in ["-p", "-a"] {
+        let output = blobfs(&["fsck", option, &image]);
+        assert_eq!(output.status.code(), Some(4), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        assert!(text.contains("not repaired: something would be lost"), "{text}");
+        assert!(fs::read(&image).unwrap() == before);
+    }
+    assert_eq!(blobfs(&["fsck", "-n", "-f", &image]).status.code(), Some(4));
+    // A wrong number of free blocks costs nothing.
+    let image = scratch.image("counter");
+    patch_superblocks(&image, 256, &7_u64.to_le_bytes());
+    let output = blobfs(&["fsck", "-p", &image]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    succeeds(&["fsck", "-p", &image]);
+}
+
+#[test]
+fn an_image_without_a_superblock_is_left_as_it_is() {
+    let scratch = Scratch::new();
+    let image = damaged_image(&scratch);
+    let file = File::options().write(true).open(&image).unwrap();
+    file.write_all_at(&[0xff; 16], 8192 + 64).unwrap();
+    let before = fs::read(&image).unwrap();
+    let output = blobfs(&["fsck", "--repair", &image]);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert!(String::from_utf8(output.stdout).unwrap().contains("not repaired: no copy of the superblock"));
+    assert!(fs::read(&image).unwrap() == before);
+}
+
+#[test]
+fn a_scrub_reads_an_image_and_changes_nothing() {
+    let scratch = Scratch::new();
+    let image = scratch.image("image");
+    let before = fs::read(&image).unwrap();
+    assert!(succeeds(&["scrub", &image]).contains("clean"));
+    let report: serde_json::Value = serde_json::from_str(&succeeds(&["scrub", "--json", &image])).unwrap();
+    assert_eq!(report["check"]["complete"], true);
+    assert_eq!(report["unreadable"].as_array().unwrap().len(), 0);
+    assert_eq!(report["data_bytes"], 0);
+    assert!(fs::read(&image).unwrap() == before);
+
+    let output = blobfs(&["scrub", &damaged_image(&scratch)]);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert!(String::from_utf8(output.stdout).unwrap().contains("superblock, copy 0"));
+    refused(&["scrub", &scratch.path("missing")], 8, "no such file");
+}
+
 #[test]
 fn a_truncated_image_is_refused() {
     let scratch = Scratch::new();
@@ -316,7 +412,8 @@ fn help_tells_a_newcomer_what_to_do() {
     for (command, words) in [
         (&["--help"][..], &["mkfs", "fsck", "EXIT STATUS"][..]),
         (&["mkfs", "--help"], &["blobfs mkfs --size 4G", "--force", "--block-size"]),
-        (&["fsck", "--help"], &["EXIT STATUS", "--json"]),
+        (&["fsck", "--help"], &["EXIT STATUS", "--json", "--repair", "lost+found", "-p", "EXAMPLES"]),
+        (&["scrub", "--help"], &["EXIT STATUS", "--json"]),
         (&["info", "--help"], &["--json"]),
     ] {
         let help = succeeds(command);

@@ -53,7 +53,8 @@ pub(crate) fn run(args: &FsckArgs) -> Result<ExitCode, Failure> {
         (_, true) => Consent::NothingLost,
         _ => return run_check(args),
     };
-    let done = work(&args.image, Image::open_to_change, async move |device, show| {
+    let cancel = ("the repair", "nothing that counts was changed, it can be done again");
+    let done = work(&args.image, cancel, Image::open_to_change, async move |device, show| {
         repair(device, RepairOptions { consent, now: now() }, show).await
     });
     let report = done?;
@@ -67,7 +68,9 @@ pub(crate) fn run(args: &FsckArgs) -> Result<ExitCode, Failure> {
 }
 
 fn run_check(args: &FsckArgs) -> Result<ExitCode, Failure> {
-    let done = work(&args.image, Image::open_to_read, async |device, show| check_with(device, show).await);
+    let cancel = ("the check", "nothing was changed");
+    let done =
+        work(&args.image, cancel, Image::open_to_read, async |device, show| check_with(device, show).await);
     let report = done?;
     if args.json {
         print_check_json(&report);
@@ -78,9 +81,10 @@ fn run_check(args: &FsckArgs) -> Result<ExitCode, Failure> {
     Ok(if report.is_clean() { ExitCode::SUCCESS } else { DAMAGE_LEFT.into() })
 }
 
-/// Does work on an image until a signal comes.
+/// Does work on an image until a signal comes; `cancel` says what that means.
 fn work<T: 'static>(
     image: &str,
+    cancel: (&str, &str),
     open: impl FnOnce(&str) -> Result<Image, Failure>,
     run: impl AsyncFnOnce(&Rc<dyn Bdev>, &mut dyn FnMut(Progress)) -> Result<T, OpenError> + 'static,
 ) -> Result<T, Failure> {
@@ -100,16 +104,15 @@ fn work<T: 'static>(
         done
     });
     match done {
-        None => Err(cancelled(image)),
+        None => Err(cancelled(image, cancel.0, cancel.1)),
         Some(Ok(done)) => Ok(done),
         Some(Err(error)) => Err(cannot(Failure::new(image, error, "use an image that blobfs made, whole"))),
     }
 }
 
 /// A signal ended the work.
-pub(crate) fn cancelled(image: &str) -> Failure {
-    let failure = Failure::new(image, "cancelled by a signal", "nothing that counts was changed");
-    failure.with(Status::FsckCancelled)
+pub(crate) fn cancelled(image: &str, what: &str, state: &str) -> Failure {
+    Failure::new(image, format!("{what} was cancelled by a signal"), state).with(Status::FsckCancelled)
 }
 
 fn now() -> Timestamp {

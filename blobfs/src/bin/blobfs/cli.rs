@@ -57,8 +57,8 @@ Without an option that says so nothing is written. IMAGE must not be in use.";
 
 const FSCK_DETAILS: &str = "\
 REPAIR
-  --repair makes a file system that a check finds clean, without asking. Each line says what was wrong and what was
-  done about it. It keeps what can be kept:
+  --repair makes a file system that a check finds clean, without asking. Each line says what was wrong and what was \
+done about it. It keeps what can be kept:
 
   - a damaged superblock is written anew from the other copy, even if the damaged one was the newer one;
   - a damaged journal ends in front of the damage;
@@ -68,22 +68,27 @@ REPAIR
   - content, entries and attributes whose inode is lost get a new one, which only root can read;
   - of two files with the same blocks the second one gets a copy of them.
 
-  The repaired tree is worked out in memory and checked, then written to free places, and only then put in place of the
-  old one. A repair that is interrupted, by a power cut too, has changed nothing that counts and can be done again. If
-  the device is failing, copy it to another one first and repair the copy.
+  The repaired tree is worked out in memory and checked, then written to free places, and only then put in place of \
+the old one. A repair that is interrupted, by a power cut too, has changed nothing that counts and can be done again. \
+If the device is failing, copy it to another one first and repair the copy.
 
-  -p does only what gives nothing up (counters, counts, bitmaps, flags and the like). If anything else is needed,
-  nothing is changed and the exit status says that damage is left. Programs that check at boot use it.
+  -p does only what gives nothing up: counters, counts, bitmaps, flags and the like. If anything else is needed, \
+nothing is changed and the exit status says that damage is left. This is for checks at boot.
 
 JSON
-  --json prints one object: findings (a list: finding, the fields of its place, text, repaired, action), \
-findings_left_out,
-  complete (everything could be read), changed (something was written), refused (why nothing was repaired, or null),
-  left (findings of the check after a repair: a number) and counts (inodes, blocks and the like, as they are now).
+  --json prints one object:
+
+  findings: a list of objects with finding (the kind), the fields of its place, text, repaired and action
+  findings_left_out: how many more there were
+  complete: everything could be read
+  changed: something was written
+  refused: why nothing was repaired, or null
+  left: number of findings after a repair
+  counts: inodes, blocks and the like, as they are now
 
 EXIT STATUS
-  The sum of: 0 nothing found, 1 damage was repaired, 4 damage is left, 8 the work could not be done (no such image,
-  in use, unreadable, not a blobfs image, no room for the repair), 16 usage, 32 cancelled by SIGINT or SIGTERM.
+  The sum of: 0 nothing found, 1 damage was repaired, 4 damage is left, 8 the work could not be done (no such image, \
+in use, unreadable, not a blobfs image), 16 usage, 32 cancelled by SIGINT or SIGTERM.
 
 EXAMPLES
   Look, then repair:
@@ -105,12 +110,21 @@ On a terminal a bar shows how far it is, how fast, and how long it takes.";
 
 const SCRUB_DETAILS: &str = "\
 JSON
-  --json prints one object: check (as 'blobfs fsck --json' has it: findings, findings_left_out, complete, counts),
-  unreadable (a list: inode, path or null, xattr, offset, len, block, error, text), unreadable_left_out and data_bytes.
+  --json prints one object:
+
+  check: findings, findings_left_out, complete and counts as 'blobfs fsck --json' has them
+  unreadable: a list of objects with inode, path (or null), xattr, offset, len, block, error and text
+  unreadable_left_out: how many more there were
+  data_bytes: bytes of data that were read
 
 EXIT STATUS
-  The sum of: 0 everything is there and right, 4 damage was found, 8 the work could not be done (no such image, in use,
-  not a blobfs image), 16 usage, 32 cancelled by SIGINT or SIGTERM.";
+  The sum of: 0 everything is there and right, 4 damage was found, 8 the work could not be done (no such image, in \
+use, not a blobfs image), 16 usage, 32 cancelled by SIGINT or SIGTERM.
+
+EXAMPLES
+  Which files are damaged?
+
+    blobfs scrub --json disk.img | jq -r '.unreadable[].path'";
 
 /// The whole command line.
 #[derive(Debug, Parser)]

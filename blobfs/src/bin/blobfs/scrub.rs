@@ -34,7 +34,7 @@ pub(crate) fn run(args: &ScrubArgs) -> Result<ExitCode, Failure> {
         bars.current.finish_and_clear();
         done
     });
-    let report = done.ok_or_else(|| cancelled(&args.image))?;
+    let report = done.ok_or_else(|| cancelled(&args.image, "the scrub", "nothing was changed"))?;
     let report = report
         .map_err(|error| cannot(Failure::new(&args.image, error, "use an image that blobfs made, whole")))?;
     if args.json {

@@ -271,9 +271,9 @@ fn a_careful_repair_gives_nothing_up() {
 
 #[test]
 fn a_damaged_superblock_is_written_anew_from_the_other() {
-    for copy in 0..2 {
+    for offset in SUPERBLOCK_OFFSETS {
         let sample = Sample::new();
-        sample.disk.poke(SUPERBLOCK_OFFSETS[copy], &[0xff; 512]);
+        sample.disk.poke(offset, &[0xff; 512]);
         assert!(mount(&sample.disk).is_err());
         let report = repair_with(&sample.disk, ALL).unwrap();
         assert!(report.changed && report.after.is_clean(), "{report:#?}");
