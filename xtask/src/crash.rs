@@ -1,25 +1,40 @@
-//! `cargo xtask crash`: the crash tests of blobfs, for as long as one likes.
+//! `cargo xtask crash`: power cuts and failing devices on a simulated disk, for as long as one likes.
+
+use std::{os::unix::process::CommandExt as _, process::Command};
+
+use anyhow::Context as _;
 
 use crate::build;
 
-/// Options of `cargo xtask crash`.
+/// Arguments of `cargo xtask crash`, passed on to the simulation.
 #[derive(Debug, clap::Args)]
+#[command(disable_help_flag = true)]
 pub(crate) struct Options {
-    /// How long to go on.
-    #[arg(long, value_name = "N")]
-    seconds: u64,
-    /// The first seed; a failure names the one that repeats it.
-    #[arg(long, value_name = "S", default_value_t = 0)]
-    seed: u64,
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
 }
 
-/// Runs the campaign. A broken promise is an error.
+/// Builds the simulation for release and becomes it: signals and exit status are its own.
 pub(crate) fn run(options: &Options) -> anyhow::Result<()> {
-    let mut command = build::cargo();
-    command
-        .args(["test", "--package", "blobfs", "--test", "simulation", "--", "--nocapture"])
-        .args(["crash::", "sequences::every_pair"])
-        .env("VHOSTFS_CRASH_SECONDS", options.seconds.to_string())
-        .env("VHOSTFS_CRASH_SEED", options.seed.to_string());
-    build::run_shown(&mut command)
+    Err(simulation()?.args(&options.arguments).exec()).context("start the simulation")
+}
+
+/// The simulation, built for release; it is told which commit it tests.
+pub(crate) fn simulation() -> anyhow::Result<Command> {
+    build::run_shown(build::cargo().args(["build", "--release", "--quiet", "--package", "simulation"]))?;
+    let mut command = Command::new(build::target_dir().join("release/simulation"));
+    command.args(["--commit", &commit()]);
+    Ok(command)
+}
+
+/// The commit that is checked out, with a mark when files differ from it.
+fn commit() -> String {
+    let described = Command::new("git")
+        .args(["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"])
+        .current_dir(build::workspace())
+        .output();
+    match described {
+        Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
+        _ => "unknown".to_owned(),
+    }
 }

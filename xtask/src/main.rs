@@ -43,8 +43,8 @@ enum Command {
     },
     /// Install what is missing and run every test; the last line counts them.
     Test(test::Options),
-    /// Cut the power of a simulated disk again and again, during random work and every sequence of two operations, and
-    /// check what is left. A failure prints the seed that repeats it.
+    /// Cut the power of a simulated disk again and again, during random work and every sequence of two operations, let it
+    /// fail, and check what is left. A failure prints the command that repeats it; --help tells the options.
     Crash(crash::Options),
     /// Install what is missing and measure vhostfs beside virtiofsd; -- --help tells the options.
     Bench {

@@ -53,6 +53,7 @@ const HOST_TESTS: &[HostTest] = &[
         about: "the tests that `workspace` leaves out, as root or through sudo",
         run: as_root,
     },
+    HostTest { name: "crash", about: "power cuts on a simulated disk for 60 seconds, seed 1", run: crash },
 ];
 
 /// Tests that passed and failed.
@@ -223,6 +224,12 @@ fn as_root() -> anyhow::Result<Counts> {
     let counts = count_results(&mut command)?;
     ensure!(counts.passed + counts.failed > 0, "no test was found that needs root; this step should go");
     Ok(counts)
+}
+
+/// The same seed in every run: a failure is the change's.
+fn crash() -> anyhow::Result<Counts> {
+    build::run_shown(crate::crash::simulation()?.args(["--seconds", "60", "--seed", "1"]))?;
+    Ok(Counts::ONE_PASSED)
 }
 
 /// Runs `cargo test`, shows its output and adds up its result lines.

@@ -24,8 +24,8 @@ use crate::units::InodeId;
 /// Smallest page in bytes: what guests map and most devices write at once.
 const PAGE_SIZE_MIN: usize = 4096;
 
-/// Fewest pages: a few requests of the largest size make progress at the same time.
-const PAGES_MIN: usize = 1024;
+/// Fewest pages unless a mount asks for fewer: a few requests of the largest size make progress at the same time.
+pub(crate) const PAGES_MIN: usize = 1024;
 
 struct Owner {
     inode: InodeId,
@@ -64,13 +64,13 @@ pub(crate) struct Cache {
 }
 
 impl Cache {
-    /// A cache of about `size` bytes.
+    /// A cache of about `size` bytes, and of `pages_min` pages at least.
     ///
     /// # Errors
     /// [`FsError::OutOfMemory`] when that much address space is not to be had.
-    pub(crate) fn new(size: usize, block_size: usize) -> Result<Self, FsError> {
+    pub(crate) fn new(size: usize, pages_min: usize, block_size: usize) -> Result<Self, FsError> {
         let page_size = PAGE_SIZE_MIN.max(block_size);
-        let pages = u32::try_from((size / page_size).max(PAGES_MIN)).map_err(|_| FsError::OutOfMemory)?;
+        let pages = u32::try_from((size / page_size).max(pages_min)).map_err(|_| FsError::OutOfMemory)?;
         let arena = Arena::new(pages, page_size).map_err(|error| {
             tracing::error!(%error, size, "no memory for the data cache");
             FsError::OutOfMemory

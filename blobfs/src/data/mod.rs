@@ -48,7 +48,7 @@ use crate::fs::{Fs, Inode};
 use crate::ondisk::InodeItem;
 use crate::txn::Txn;
 
-pub(crate) use cache::Cache;
+pub(crate) use cache::{Cache, PAGES_MIN};
 pub use direct::DirectRead;
 pub(crate) use range_lock::RangeGuard;
 

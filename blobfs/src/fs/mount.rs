@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use super::{Fs, Inode};
-use crate::data::Cache;
+use crate::data::{Cache, PAGES_MIN};
 use crate::error::{Corruption, FsError, Stop, Try, Wait};
 use crate::ondisk::{InodeFlags, InodeItem, Key, Kind};
 use crate::store::{Pins, Store};
@@ -18,13 +18,21 @@ pub struct MountOptions {
     pub readonly: bool,
     /// Bytes of the data cache.
     pub cache_size: usize,
+    /// Fewest pages of the data cache, whatever `cache_size` says. Below the default large requests wait for each
+    /// other more often than they get on; a test that looks for evictions asks for a few times its largest request.
+    pub cache_pages_min: usize,
     /// Bytes of the node cache.
     pub metadata_cache_size: usize,
 }
 
 impl Default for MountOptions {
     fn default() -> Self {
-        Self { readonly: false, cache_size: 256 << 20, metadata_cache_size: 64 << 20 }
+        Self {
+            readonly: false,
+            cache_size: 256 << 20,
+            cache_pages_min: PAGES_MIN,
+            metadata_cache_size: 64 << 20,
+        }
     }
 }
 
@@ -36,7 +44,7 @@ impl Fs {
     /// The device's, or corruption.
     pub async fn mount(store: Rc<Store>, options: MountOptions) -> Result<Rc<Self>, FsError> {
         store.set_cache_bytes(options.metadata_cache_size);
-        let cache = Cache::new(options.cache_size, store.block_size() as usize)?;
+        let cache = Cache::new(options.cache_size, options.cache_pages_min, store.block_size() as usize)?;
         let (inodes, sessions) = Default::default();
         let fs = Rc::new(Self { store, cache, inodes, sessions, options });
         if !fs.run(|fs| fs.has_root()).await? {

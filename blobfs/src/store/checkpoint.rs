@@ -166,6 +166,16 @@ pub(crate) fn write_page(
     bdev.write(offset, IoBuffers::from_aligned(&Rc::new(page)), WriteFlags::NONE)
 }
 
+/// Makes both places of a superblock zero, durably.
+pub(super) async fn erase_superblocks(bdev: &Rc<dyn Bdev>) -> Result<(), BdevError> {
+    let len = SUPERBLOCK_LEN.next_multiple_of(bdev.limits().block_size as usize);
+    let zeros = Rc::new(AlignedBuf::zeroed(len, buffer_align(bdev)));
+    for offset in SUPERBLOCK_OFFSETS {
+        bdev.write(offset, IoBuffers::from_aligned(&zeros), WriteFlags::FUA).await?;
+    }
+    Ok(())
+}
+
 /// Writes the copy that belongs to the superblock's generation, durably.
 pub(crate) async fn write_superblock(bdev: &Rc<dyn Bdev>, superblock: &Superblock) -> Result<(), BdevError> {
     let len = SUPERBLOCK_LEN.next_multiple_of(bdev.limits().block_size as usize);

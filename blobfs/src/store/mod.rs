@@ -198,6 +198,10 @@ impl Drop for IoToken {
 pub struct SpaceUsage {
     /// Data and metadata blocks of the file system.
     pub total: u64,
+    /// Blocks that nothing uses: reserved ones, and those that wait to be free again, are among them.
+    pub free: u64,
+    /// Free blocks that acknowledged writes will need.
+    pub reserved: u64,
     /// Blocks that can still be reserved for data.
     pub available: u64,
 }
@@ -1011,10 +1015,12 @@ impl Store {
     /// will free count as free.
     pub fn space(&self) -> SpaceUsage {
         let space = self.space.borrow();
-        let free = space.free() + space.held_back() - space.reserved();
+        let (free, reserved) = (space.free() + space.held_back(), space.reserved());
         SpaceUsage {
             total: self.superblock.block_count,
-            available: free.saturating_sub(self.headroom(space.reserved())),
+            free,
+            reserved,
+            available: (free - reserved).saturating_sub(self.headroom(reserved)),
         }
     }
 

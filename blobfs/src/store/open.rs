@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use bdev::{Bdev, BdevError, Limits};
 use reactor::Reactor;
 
-use super::checkpoint::{Checkpoint, write_superblock};
+use super::checkpoint::{Checkpoint, erase_superblocks, write_superblock};
 use super::chunks::Chunks;
 use super::image::{Image, choose_superblock, read_superblocks};
 use super::journal::Journal;
@@ -233,8 +233,12 @@ fn geometry(size: u64, device_block: u32, options: &MkfsOptions) -> Result<Super
 
 /// Makes an empty file system on a device, whatever was there before.
 ///
-/// Both superblocks are written last: a power cut leaves what was there, or a file system, or one valid
-/// copy, which is refused.
+/// Order, and what each step prevents:
+///
+/// 1. both places of a superblock become zero, durably: a power cut later never finds superblocks of an older
+///    file system whose nodes are overwritten already;
+/// 2. nodes and chunk map, FLUSH, the first superblock, durably;
+/// 3. the second one, durably. A power cut before leaves one valid copy, which is refused.
 ///
 /// # Errors
 /// See [`MkfsError`].
@@ -277,6 +281,7 @@ pub async fn mkfs(bdev: &Rc<dyn Bdev>, options: &MkfsOptions) -> Result<Superblo
         return Err(MkfsError::Geometry("the nodes are too small for the device"));
     }
     let superblock = Superblock { free_blocks: space.free(), ..superblock };
+    erase_superblocks(bdev).await?;
     let checkpoint = Checkpoint::cut(&mut tree, &mut chunks, &mut Vec::new(), superblock);
     let superblock = checkpoint.write(bdev).await?.superblock;
     let second = Superblock { generation: superblock.generation + 1, ..superblock };

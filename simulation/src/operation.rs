@@ -89,6 +89,8 @@ pub(crate) enum Operation {
         tag: u64,
         append: bool,
         durability: Durability,
+        /// Written back from the client's own cache: changes no times.
+        from_cache: bool,
     },
     Fallocate {
         target: Target,
@@ -164,6 +166,9 @@ impl Profile {
     pub(crate) const SMALL: Self = Self { names: 6, offset_max: 12_000, write_max: 5_000 };
     /// More names than a few nodes hold, and files of many extents.
     pub(crate) const WIDE: Self = Self { names: 60, offset_max: 120_000, write_max: 40_000 };
+    /// Large files: a small device is full after a few writes, and stays so.
+    pub(crate) const FULL: Self = Self { names: 12, offset_max: 500_000, write_max: 60_000 };
+    pub(crate) const ALL: [Self; 3] = [Self::SMALL, Self::WIDE, Self::FULL];
 }
 
 /// Draws operations that fit a state; most of them succeed.
@@ -303,6 +308,7 @@ impl Generator<'_> {
             tag: self.rng.random_range(1..1 << 40),
             append: self.rng.random_bool(0.2),
             durability,
+            from_cache: self.rng.random_bool(0.1),
         }
     }
 

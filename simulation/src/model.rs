@@ -151,7 +151,15 @@ fn fill_and_empty(geometry: &Geometry) -> Result<(), String> {
             let target = Target::Path(path);
             let durability = if number % 7 == 0 { Durability::Full } else { Durability::None };
             let tag = number as u64 + 1;
-            workload.perform(&Operation::Write { target, offset, len, tag, append: false, durability })?;
+            workload.perform(&Operation::Write {
+                target,
+                offset,
+                len,
+                tag,
+                append: false,
+                durability,
+                from_cache: false,
+            })?;
         }
         refused += usize::from(!exists);
         if refused > 3 {

@@ -34,13 +34,18 @@ pub(crate) struct Promise<'a> {
     pub(crate) last: usize,
     all: usize,
     inodes: BTreeMap<InodeId, Oldest>,
+    /// Operations that had begun and syncs that were acknowledged: promises of one log that have these in common
+    /// are the same.
+    pub(crate) of: (usize, usize),
 }
 
 impl<'a> Promise<'a> {
     /// The promise at a point of the history that was recorded with the log.
     pub(crate) fn at(log: &'a Log, point: usize) -> Self {
-        let mut promise = Self { log, first: 0, last: 0, all: 0, inodes: BTreeMap::new() };
+        let mut promise = Self { log, first: 0, last: 0, all: 0, inodes: BTreeMap::new(), of: (0, 0) };
         promise.last = log.begun.iter().filter(|begun| **begun < point).count();
+        let acknowledged = log.syncs.iter().filter(|sync| sync.acknowledged <= point).count();
+        promise.of = (promise.last, acknowledged);
         for sync in log.syncs.iter().filter(|sync| sync.acknowledged <= point) {
             // What a sync covers has begun, even when nothing had to be written for it.
             promise.last = promise.last.max(sync.state);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bdev::sim::SimDisk;
 use bdev::{AlignedBuf, Bdev, IoBuffers};
-use blobfs::check::check;
+use blobfs::check::{Counts, check};
 use blobfs::fs::{
     Attr, Context, CreateSpec, Fs, IoFlags, MountOptions, NewNode, RenameMode, SeekTarget, SetAttr, SetTime,
     XattrValue,
@@ -35,16 +35,34 @@ pub(crate) struct Geometry {
     pub(crate) journal: u64,
     /// Bytes of changed nodes that force a checkpoint.
     pub(crate) dirty: usize,
+    /// Pages of the data cache: so few that they are written back and evicted all the time.
+    pub(crate) pages: usize,
 }
 
 impl Geometry {
-    pub(crate) const TINY: Self =
-        Self { device: 1 << 20, sector: 512, block: 512, node: 1024, journal: 64 << 10, dirty: 96 << 10 };
+    pub(crate) const TINY: Self = Self {
+        device: 1 << 20,
+        sector: 512,
+        block: 512,
+        node: 1024,
+        journal: 64 << 10,
+        dirty: 96 << 10,
+        pages: 24,
+    };
     /// Blocks of several sectors, which a power cut tears.
     pub(crate) const TORN: Self = Self { device: 2 << 20, block: 2048, node: 2048, ..Self::TINY };
-    pub(crate) const PAGE: Self =
-        Self { device: 4 << 20, sector: 4096, block: 4096, node: 4096, journal: 256 << 10, dirty: 256 << 10 };
+    pub(crate) const PAGE: Self = Self {
+        device: 4 << 20,
+        sector: 4096,
+        block: 4096,
+        node: 4096,
+        journal: 256 << 10,
+        dirty: 256 << 10,
+        pages: 32,
+    };
     pub(crate) const ALL: [Self; 3] = [Self::TINY, Self::TORN, Self::PAGE];
+    /// What the elements of [`Geometry::ALL`] are called.
+    pub(crate) const NAMES: [&'static str; 3] = ["tiny", "torn", "page"];
 
     /// A disk with an empty file system that was mounted once, so that it has its root directory.
     pub(crate) fn format(&self, seed: u64) -> Rc<SimDisk> {
@@ -55,8 +73,18 @@ impl Geometry {
     /// A disk on which mkfs was run.
     pub(crate) fn mkfs(&self, seed: u64) -> Rc<SimDisk> {
         let disk = SimDisk::new(self.device, self.sector, seed);
-        let options = MkfsOptions {
-            uuid: [7; 16],
+        let options = self.mkfs_options(seed);
+        let bdev: Rc<dyn Bdev> = disk.clone();
+        new_reactor(0).block_on(async move { mkfs(&bdev, &options).await }).expect("mkfs");
+        disk
+    }
+
+    /// Seeds differ in identity and in the order of names.
+    pub(crate) fn mkfs_options(&self, seed: u64) -> MkfsOptions {
+        let mut uuid = [7; 16];
+        uuid[..8].copy_from_slice(&seed.to_le_bytes());
+        MkfsOptions {
+            uuid,
             hash_key: [seed, 3],
             label: "simulation".to_owned(),
             block_size: self.block,
@@ -64,26 +92,26 @@ impl Geometry {
             group_blocks: 512,
             journal_size: self.journal,
             ..MkfsOptions::default()
-        };
-        let bdev: Rc<dyn Bdev> = disk.clone();
-        new_reactor(0).block_on(async move { mkfs(&bdev, &options).await }).expect("mkfs");
-        disk
+        }
     }
 }
 
 /// Checks every structure that a disk holds.
-pub(crate) fn fsck(disk: &Rc<SimDisk>) -> Result<(), String> {
+///
+/// # Errors
+/// What is wrong.
+pub(crate) fn fsck(disk: &Rc<SimDisk>) -> Result<Counts, String> {
     let bdev: Rc<dyn Bdev> = disk.clone();
     let report = new_reactor(0).block_on(async move { check(&bdev).await });
     let report = report.map_err(|error| format!("fsck: {error}"))?;
     match report.is_clean() {
-        true => Ok(()),
+        true => Ok(report.counts),
         false => Err(format!("fsck: {:?}", report.findings)),
     }
 }
 
 /// A reactor whose wall clock starts after `seconds`.
-fn new_reactor(seconds: u64) -> Rc<Reactor> {
+pub(crate) fn new_reactor(seconds: u64) -> Rc<Reactor> {
     Reactor::new(Rc::new(VirtualClock::new(Duration::from_secs(1_000_000 + seconds))))
 }
 
@@ -116,28 +144,37 @@ struct Client {
 impl World {
     /// Mounts what a disk holds; `seconds` of wall clock time have passed since the tests' beginning.
     pub(crate) fn mount(disk: &Rc<SimDisk>, geometry: &Geometry, seconds: u64) -> Result<Self, String> {
-        let options = OpenOptions { dirty_bytes_max: geometry.dirty, ..OpenOptions::default() };
-        Self::mount_with(disk, options, seconds)
+        Self::mount_with(disk, geometry, seconds, false)
     }
 
     /// As [`World::mount`], with the older superblock when the other one is damaged.
     pub(crate) fn mount_older(disk: &Rc<SimDisk>, geometry: &Geometry, seconds: u64) -> Result<Self, String> {
-        Self::mount(disk, geometry, seconds).or_else(|_| {
-            let options = OpenOptions {
-                dirty_bytes_max: geometry.dirty,
-                accept_older_superblock: true,
-                ..OpenOptions::default()
-            };
-            Self::mount_with(disk, options, seconds)
-        })
+        Self::mount(disk, geometry, seconds).or_else(|_| Self::mount_with(disk, geometry, seconds, true))
     }
 
-    fn mount_with(disk: &Rc<SimDisk>, options: OpenOptions, seconds: u64) -> Result<Self, String> {
+    fn mount_with(
+        disk: &Rc<SimDisk>,
+        geometry: &Geometry,
+        seconds: u64,
+        accept_older_superblock: bool,
+    ) -> Result<Self, String> {
+        let options = OpenOptions {
+            dirty_bytes_max: geometry.dirty,
+            cache_bytes: 0,
+            accept_older_superblock,
+            ..OpenOptions::default()
+        };
+        let caches = MountOptions {
+            cache_size: 0,
+            cache_pages_min: geometry.pages,
+            metadata_cache_size: 0,
+            ..MountOptions::default()
+        };
         let reactor = new_reactor(seconds);
         let (bdev, inner) = (disk.clone(), reactor.clone());
         let mounted = reactor.block_on(async move {
             let store = Store::open(bdev, inner, options).await.map_err(|error| format!("open: {error}"))?;
-            let fs = Fs::mount(store.clone(), MountOptions::default()).await;
+            let fs = Fs::mount(store.clone(), caches).await;
             fs.map(|fs| (store, fs)).map_err(|error| format!("mount: {error}"))
         });
         let (store, fs) = mounted?;
@@ -208,7 +245,23 @@ impl World {
         self.reactor.block_on(async move { client.walk(nameless).await })
     }
 
+    /// Compares what an unmounted file system believed of its space with what a check has counted.
+    ///
+    /// # Errors
+    /// The difference.
+    pub(crate) fn same_space(&self, counts: &Counts) -> Result<(), String> {
+        let space = self.store.space();
+        match (space.free, space.reserved) == (counts.free_blocks, 0) {
+            true => Ok(()),
+            false => Err(format!(
+                "{} blocks are free, of them {} reserved; the check counts {} free ones",
+                space.free, space.reserved, counts.free_blocks
+            )),
+        }
+    }
+
     /// Bytes that can be written, as `statfs` shows it.
+    #[cfg(test)]
     pub(crate) fn available(&self) -> u64 {
         let space = self.client.fs.stat_fs();
         space.free * u64::from(space.block_size)
@@ -313,9 +366,9 @@ impl Client {
                 let change = SetAttr { size: Some(*size), ..SetAttr::default() };
                 self.set_attr(target, nameless, change).await?;
             }
-            Operation::Write { target, offset, len, tag, append, durability } => {
+            Operation::Write { target, offset, len, tag, append, durability, from_cache } => {
                 let id = self.target(target, nameless).await?;
-                return self.write(id, *offset, *len, *tag, *append, *durability).await;
+                return self.write(id, *offset, *len, *tag, *append, *durability, *from_cache).await;
             }
             Operation::Fallocate { target, mode, offset, len } => {
                 let id = self.target(target, nameless).await?;
@@ -416,6 +469,7 @@ impl Client {
         self.call(move |fs, ctx| fs.set_attr(ctx, id, &change)).await.map(drop)
     }
 
+    #[expect(clippy::too_many_arguments, reason = "the fields of an operation")]
     async fn write(
         &self,
         id: InodeId,
@@ -424,6 +478,7 @@ impl Client {
         tag: u64,
         append: bool,
         durability: Durability,
+        from_cache: bool,
     ) -> Result<Given, FsError> {
         let size = self.call(move |fs, ctx| fs.get_attr(ctx, id)).await?.size;
         let at = if append { size } else { offset };
@@ -434,7 +489,8 @@ impl Client {
             sync: durability == Durability::Full,
             dsync: durability == Durability::Data,
             // Every fourth one, so that buffered and direct writes meet.
-            direct: tag.is_multiple_of(4),
+            direct: tag.is_multiple_of(4) && !from_cache,
+            from_cache,
             ..IoFlags::default()
         };
         let src = IoBuffers::from_aligned(&Rc::new(buf));

@@ -7,28 +7,52 @@
 //! | `oracle` | what each operation should do: a plain tree in memory |
 //! | `world` | a mounted file system on a simulated disk |
 //! | `workload` | operations on both sides, compared after each one |
-//! | `model` | test: random operations, remounts, a full device |
-//! | `mount_cost` | test: what a mount reads |
 //! | `promise` | what a power cut may leave of a workload |
-//! | `crash` | test: power cuts during random workloads and their recovery |
-//! | `campaign` | the power cut tests for as long as one likes |
-//! | `sequences` | test: power cuts during every sequence of one and of two operations |
-//! | `faults` | test: failing devices, too little space |
+//! | `crash` | power cuts during random workloads and their recovery |
+//! | `sequences` | power cuts during every sequence of one and of two operations |
+//! | `making` | power cuts during mkfs |
+//! | `faults` | failing devices |
+//! | `campaign` | all of these for as long as one likes: `cargo xtask crash` |
+//! | `model` | test: random operations, remounts, a full device |
+//! | `space` | test: too little space |
+//! | `mount_cost` | test: what a mount reads |
 //! | `stale` | test: journal blocks that do not belong to the journal |
 //! | `give_back` | test: discards, and the metadata chunks of deleted inodes |
 //!
-//! Everything is drawn from seeds; a failure prints the one that repeats it.
+//! Everything is drawn from seeds; a failure prints what repeats it.
 
 mod campaign;
 mod crash;
 mod faults;
+#[cfg(test)]
 mod give_back;
+mod making;
+#[cfg(test)]
 mod model;
+#[cfg(test)]
 mod mount_cost;
 mod operation;
 mod oracle;
 mod promise;
 mod sequences;
+#[cfg(test)]
+mod space;
+#[cfg(test)]
 mod stale;
 mod workload;
 mod world;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    match campaign::run(&campaign::Options::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("simulation: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

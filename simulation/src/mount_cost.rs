@@ -13,8 +13,15 @@ use crate::oracle::State;
 use crate::world::{Geometry, World, fsck};
 
 /// The sizes that mkfs picks for such a device, but for the journal, which is short enough to be filled.
-const GEOMETRY: Geometry =
-    Geometry { device: 16 << 30, sector: 4096, block: 4096, node: 16_384, journal: 1 << 20, dirty: 8 << 20 };
+const GEOMETRY: Geometry = Geometry {
+    device: 16 << 30,
+    sector: 4096,
+    block: 4096,
+    node: 16_384,
+    journal: 1 << 20,
+    dirty: 8 << 20,
+    pages: 1024,
+};
 
 const DIRECTORIES: usize = 20;
 const FILES_PER_DIRECTORY: usize = 400;

@@ -17,7 +17,15 @@ fn create(path: String) -> Operation {
 
 fn append(path: String, len: usize, tag: u64) -> Operation {
     let target = Target::Path(path);
-    Operation::Write { target, offset: 0, len, tag, append: true, durability: Durability::None }
+    Operation::Write {
+        target,
+        offset: 0,
+        len,
+        tag,
+        append: true,
+        durability: Durability::None,
+        from_cache: false,
+    }
 }
 
 /// Files that are long enough to be discarded take each other's place; each deletion and each file is durable before
@@ -25,7 +33,8 @@ fn append(path: String, len: usize, tag: u64) -> Operation {
 /// included, would be seen.
 #[test]
 fn a_power_cut_finds_nothing_discarded_that_is_in_use() {
-    let geometry = Geometry::PAGE;
+    // A file fits the cache.
+    let geometry = Geometry { pages: 256, ..Geometry::PAGE };
     let world = World::mount(&geometry.format(1), &geometry, 10).unwrap();
     let disk = world.disk.clone();
     let mut workload = Workload::new(world).unwrap();
@@ -51,7 +60,7 @@ fn a_power_cut_finds_nothing_discarded_that_is_in_use() {
     explorer.explore(&workload.log, &mut history, Depth { points: 400, choices: 2, again: 0.1 }).unwrap();
 }
 
-const GEOMETRY: Geometry = Geometry { device: 14 << 20, dirty: 1 << 20, ..Geometry::PAGE };
+const GEOMETRY: Geometry = Geometry { device: 14 << 20, dirty: 1 << 20, pages: 256, ..Geometry::PAGE };
 
 /// Does something as often as there is room for it; says how often that was.
 fn until_full(world: &World, operation: impl Fn(u64) -> Operation) -> u64 {

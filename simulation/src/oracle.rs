@@ -258,9 +258,14 @@ impl State {
                 self.set_attr(target, step, |node| (node.atime, node.mtime) = (Some(time), time))
             }
             Operation::Truncate { target, size } => self.truncate(target, *size, step),
-            Operation::Write { target, offset, len, tag, append, .. } => {
+            Operation::Write { target, offset, len, tag, append, from_cache, .. } => {
                 let id = self.file(target)?;
-                self.write(id, (!append).then_some(*offset), step.written.unwrap_or(*len), *tag, step);
+                let written = step.written.unwrap_or(*len);
+                if !from_cache {
+                    let node = self.node_mut(id);
+                    (node.mtime, node.ctime) = (step.now, step.now);
+                }
+                self.write(id, (!append).then_some(*offset), written, *tag);
                 Ok(())
             }
             Operation::Fallocate { target, mode, offset, len } => {
@@ -522,9 +527,8 @@ impl State {
     }
 
     /// Writes at `offset`, or at the end.
-    pub(crate) fn write(&mut self, id: InodeId, offset: Option<u64>, len: usize, tag: u64, step: &Step) {
+    fn write(&mut self, id: InodeId, offset: Option<u64>, len: usize, tag: u64) {
         let node = self.node_mut(id);
-        (node.mtime, node.ctime) = (step.now, step.now);
         if let Body::File(content) = &mut node.body {
             let offset = offset.unwrap_or(content.size);
             content.write(offset, &pattern(tag, offset, len));

@@ -1,11 +1,16 @@
-//! Every sequence of one operation and of two over a small tree, with every kind of sync between them, cut at
-//! every device operation (in the manner of CrashMonkey and ACE).
+//! Every sequence of one operation and of two over a small tree, with every kind of sync behind each of them, and
+//! any of three; cut at every device operation (in the manner of CrashMonkey and ACE).
+//!
+//! Sequences share their beginnings, and what power cuts leave of those: each explores only what is new in it.
+
+use std::sync::Arc;
 
 use bdev::sim::Image;
 use blobfs::fs::{FallocateMode, RenameMode, XattrMode};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
 
-use crate::campaign;
-use crate::crash::{Depth, Explorer, record_sequence};
+use crate::crash::{Depth, Explorer, Seen, record_sequence};
 use crate::operation::{Durability, NewKind, Operation, Target};
 use crate::oracle::State;
 use crate::workload::{Workload, forget_nameless};
@@ -20,11 +25,25 @@ fn create(path: &str, kind: NewKind) -> Operation {
 }
 
 fn write(path: &str, offset: u64, len: usize, tag: u64, durability: Durability) -> Operation {
-    Operation::Write { target: at(path), offset, len, tag, append: false, durability }
+    Operation::Write { target: at(path), offset, len, tag, append: false, durability, from_cache: false }
+}
+
+/// From the client's own cache.
+fn write_back(path: &str, offset: u64, len: usize, tag: u64) -> Operation {
+    let durability = Durability::None;
+    Operation::Write { target: at(path), offset, len, tag, append: false, durability, from_cache: true }
 }
 
 fn append(path: &str, len: usize, tag: u64) -> Operation {
-    Operation::Write { target: at(path), offset: 0, len, tag, append: true, durability: Durability::None }
+    Operation::Write {
+        target: at(path),
+        offset: 0,
+        len,
+        tag,
+        append: true,
+        durability: Durability::None,
+        from_cache: false,
+    }
 }
 
 fn fallocate(path: &str, mode: FallocateMode, offset: u64, len: u64) -> Operation {
@@ -102,6 +121,8 @@ pub(crate) fn vocabulary() -> Vec<Operation> {
         append("a", 20_000, 41),
         // Direct, by its tag: the end of the file is in the middle of a block.
         append("a", 4096, 44),
+        write_back("a", 900, 700, 45),
+        write_back("n", 0, 1300, 46),
         fallocate("a", PunchHole, 512, 1024),
         fallocate("d/x", PunchHole, 3100, 2000),
         fallocate("a", Zero { keep_size: false }, 400, 3000),
@@ -129,6 +150,22 @@ pub(crate) fn vocabulary() -> Vec<Operation> {
     ];
     all.extend(moves.map(|(from, to, mode, whiteout)| rename(from, to, mode, whiteout)));
     all
+}
+
+/// Every kind of operation, with syncs and time for write-back in between.
+#[cfg(test)]
+pub(crate) fn every_kind() -> Vec<Operation> {
+    let mut operations = Vec::new();
+    for (number, operation) in vocabulary().into_iter().enumerate() {
+        operations.push(operation);
+        match number % 5 {
+            1 => operations.push(Operation::Fsync { target: at(""), data_only: false }),
+            3 => operations.push(Operation::Syncfs),
+            4 => operations.push(Operation::Sleep { seconds: 40 }),
+            _ => {}
+        }
+    }
+    operations
 }
 
 /// What happens between the operations of a sequence.
@@ -183,8 +220,8 @@ impl Gap {
 }
 
 /// The image that every sequence starts from, and what is in it.
-pub(crate) fn base(geometry: &Geometry) -> Result<(Image, State), String> {
-    let mut workload = Workload::new(World::mount(&geometry.format(1), geometry, 0)?)?;
+pub(crate) fn base(geometry: &Geometry, seed: u64) -> Result<(Image, State), String> {
+    let mut workload = Workload::new(World::mount(&geometry.format(seed), geometry, 0)?)?;
     for operation in foundation() {
         workload.perform(&operation)?;
     }
@@ -196,73 +233,137 @@ pub(crate) fn base(geometry: &Geometry) -> Result<(Image, State), String> {
 
 /// Sequences of operations, cut.
 pub(crate) struct Sequences {
-    pub(crate) explorer: Explorer,
+    explorer: Explorer,
     base: (Image, State),
+    words: Vec<Operation>,
     depth: Depth,
 }
 
 impl Sequences {
-    pub(crate) fn new(geometry: Geometry, seed: u64, depth: Depth) -> Result<Self, String> {
-        Ok(Self { explorer: Explorer::new(geometry, seed), base: base(&geometry)?, depth })
+    /// Sequences on a file system that is made from `seed`.
+    ///
+    /// # Errors
+    /// When it cannot be made.
+    pub(crate) fn new(geometry: Geometry, seed: u64, depth: Depth, seen: Arc<Seen>) -> Result<Self, String> {
+        Ok(Self {
+            explorer: Explorer::counting(geometry, seed, seen),
+            base: base(&geometry, seed)?,
+            words: vocabulary(),
+            depth,
+        })
     }
 
-    /// Number of sequences that [`Sequences::pair`] knows.
-    pub(crate) fn pairs() -> usize {
-        let words = vocabulary().len();
-        words * words * GAPS.len()
+    /// Sequences of one operation.
+    pub(crate) fn singles() -> u64 {
+        (vocabulary().len() * GAPS.len()) as u64
     }
 
-    /// The `number`-th sequence of two operations and what comes between them.
+    /// Sequences of two operations; [`Sequences::pair`] knows as many.
+    pub(crate) fn pairs() -> u64 {
+        Self::singles() * vocabulary().len() as u64
+    }
+
+    /// An operation and what comes behind it: each power cut from the first operation of the device on.
     ///
     /// # Errors
     /// The broken promise.
-    pub(crate) fn pair(&mut self, number: usize) -> Result<(), String> {
-        let words = vocabulary();
-        let (gap, rest) = (GAPS[number % GAPS.len()], number / GAPS.len());
-        let (first, second) = (&words[rest / words.len() % words.len()], &words[rest % words.len()]);
-        let mut operations = vec![first.clone()];
-        operations.extend(gap.after(first));
-        operations.push(second.clone());
-        // The end: whichever sync covers the most, or the least that covers the last operation.
-        let ends = [Gap::Syncfs, Gap::Fsync, Gap::Pause];
-        operations.extend(ends[(number + rest) % ends.len()].after(second));
-        self.run(&operations, rest % 4 == 0).map_err(|problem| format!("sequence {number}: {problem}"))
+    pub(crate) fn single(&mut self, number: u64) -> Result<(), String> {
+        let (word, gap) = self.word(number);
+        let mut operations = vec![word.clone()];
+        operations.extend(gap.after(&word));
+        self.run(&operations, 0, number.is_multiple_of(2))
     }
 
-    fn run(&mut self, operations: &[Operation], unmount: bool) -> Result<(), String> {
-        let geometry = self.explorer.geometry;
-        let (log, mut history) = record_sequence(&geometry, &self.base, operations, unmount)?;
-        self.explorer.explore(&log, &mut history, self.depth)
+    /// Two operations with a gap between them and every gap behind them: each power cut from the beginning of the
+    /// second one on.
+    ///
+    /// # Errors
+    /// The broken promise.
+    pub(crate) fn pair(&mut self, number: u64) -> Result<(), String> {
+        let (first, gap) = self.word(number);
+        let second = self.words[(number / Self::singles()) as usize % self.words.len()].clone();
+        self.every_end(vec![(first, gap)], second)
     }
-}
 
-/// A few choices at every point: the sequences are many.
-const DEPTH: Depth = Depth { points: usize::MAX, choices: 2, again: 0.05 };
+    /// Three random operations and gaps.
+    ///
+    /// # Errors
+    /// The broken promise.
+    pub(crate) fn triple(&mut self, seed: u64) -> Result<(), String> {
+        let mut rng = SmallRng::seed_from_u64(seed);
+        let mut word = || self.word(rng.random());
+        let (beginning, last) = (vec![word(), word()], word().0);
+        self.every_end(beginning, last)
+    }
 
-#[test]
-fn every_single_operation_survives_every_power_cut() {
-    for geometry in Geometry::ALL {
-        let depth = Depth { choices: 8, again: 0.3, ..DEPTH };
-        let mut sequences = Sequences::new(geometry, 1, depth).unwrap();
-        for operation in vocabulary() {
-            for gap in GAPS {
-                let mut operations = vec![operation.clone()];
-                operations.extend(gap.after(&operation));
-                let result = sequences.run(&operations, true);
-                result.unwrap_or_else(|problem| panic!("{geometry:?}: {problem}"));
-            }
+    /// The operation and the gap of a number.
+    fn word(&self, number: u64) -> (Operation, Gap) {
+        let gaps = GAPS.len() as u64;
+        let word = (number / gaps) as usize % self.words.len();
+        (self.words[word].clone(), GAPS[(number % gaps) as usize])
+    }
+
+    fn every_end(&mut self, beginning: Vec<(Operation, Gap)>, last: Operation) -> Result<(), String> {
+        let mut operations = Vec::new();
+        for (word, gap) in beginning {
+            let sync = gap.after(&word);
+            operations.push(word);
+            operations.extend(sync);
         }
-        eprintln!("{} states", sequences.explorer.states);
+        operations.push(last.clone());
+        for gap in GAPS {
+            let mut operations = operations.clone();
+            // What the operation itself does is the same whatever comes behind it; `Nothing` looks at it.
+            let new = operations.len() - usize::from(gap == Gap::Nothing);
+            match gap.after(&last) {
+                None if gap != Gap::Nothing => continue,
+                sync => operations.extend(sync),
+            }
+            self.run(&operations, new, matches!(gap, Gap::Nothing | Gap::Fsync))?;
+        }
+        Ok(())
+    }
+
+    /// Explores what power cuts leave from the beginning of operation `new` on.
+    fn run(&mut self, operations: &[Operation], new: usize, unmount: bool) -> Result<(), String> {
+        let geometry = self.explorer.geometry;
+        // Which operations of the device end out of order is the same in all sequences that share a beginning.
+        let latency = operations[0].to_string().len().is_multiple_of(2);
+        let (log, mut history) = record_sequence(&geometry, &self.base, operations, unmount, latency)?;
+        self.explorer.restart(new as u64);
+        self.explorer.explore_from(&log, &mut history, log.begun[new], self.depth)
     }
 }
 
-/// Every pair of operations, each with one of the gaps; the campaign takes them all.
-#[test]
-fn every_pair_of_operations_survives_power_cuts() {
-    let mut sequences = Sequences::new(Geometry::TINY, 2, DEPTH).unwrap();
-    let short = (0..Sequences::pairs() / GAPS.len()).map(|pair| pair * GAPS.len() + pair % 59 % GAPS.len());
-    for number in campaign::numbers(short.map(|number| number as u64)) {
-        sequences.pair(number as usize).unwrap_or_else(|problem| panic!("{problem}"));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_single_operation_survives_every_power_cut() {
+        for geometry in Geometry::ALL {
+            let depth = Depth { points: usize::MAX, choices: 8, again: 0.3 };
+            let mut sequences = Sequences::new(geometry, 1, depth, Arc::default()).unwrap();
+            for number in 0..Sequences::singles() {
+                let result = sequences.single(number);
+                result.unwrap_or_else(|problem| panic!("{geometry:?}, single {number}: {problem}"));
+            }
+            eprintln!("{} states", sequences.explorer.states());
+        }
     }
-    eprintln!("{} states", sequences.explorer.states);
+
+    /// One in so many of the pairs and a few triples; `cargo xtask crash` takes them all.
+    #[test]
+    fn pairs_and_triples_of_operations_survive_power_cuts() {
+        const ONE_IN: usize = 29;
+        let depth = Depth { points: usize::MAX, choices: 2, again: 0.05 };
+        let mut sequences = Sequences::new(Geometry::TINY, 2, depth, Arc::default()).unwrap();
+        for number in (0..Sequences::pairs()).step_by(ONE_IN) {
+            sequences.pair(number).unwrap_or_else(|problem| panic!("pair {number}: {problem}"));
+        }
+        for seed in 0..60 {
+            sequences.triple(seed).unwrap_or_else(|problem| panic!("triple {seed}: {problem}"));
+        }
+        eprintln!("{} states", sequences.explorer.states());
+    }
 }

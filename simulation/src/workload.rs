@@ -10,7 +10,7 @@ use blobfs::units::InodeId;
 
 use crate::operation::{Durability, Operation};
 use crate::oracle::{Body, Content, Node, SECTOR, State, Step};
-use crate::world::{Given, World, fsck};
+use crate::world::{Given, World};
 
 /// A sync that was acknowledged.
 #[derive(Debug, Clone, Copy)]
@@ -243,10 +243,11 @@ impl Workload {
     ///
     /// # Errors
     /// The first difference.
+    #[cfg(test)]
     pub(crate) fn remount(self, geometry: &crate::world::Geometry) -> Result<Self, String> {
         let seconds = self.world.now().seconds as u64 + 10 - 1_000_000;
         let disk = self.world.unmount().map_err(|error| format!("unmount: {error}"))?;
-        fsck(&disk)?;
+        self.world.same_space(&crate::world::fsck(&disk)?)?;
         let mut expected = self.log.states.into_iter().next_back().expect("the first state");
         forget_nameless(&mut expected);
         let world = World::mount(&disk, geometry, seconds)?;

@@ -1,0 +1,198 @@
+//! Devices that fail: an error at each operation in turn, or a device that dies. The file system says so, and
+//! either goes on or turns read-only; after the next mount everything is there that was promised.
+
+use std::rc::Rc;
+use std::sync::Arc;
+
+use bdev::sim::{CrashChoice, Effect, Fault, Image, OpKind, SimDisk};
+use blobfs::FsError;
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use crate::crash::{Explorer, Seen};
+use crate::operation::{Generator, Operation, Profile};
+use crate::oracle::State;
+use crate::promise::Promise;
+use crate::sequences::base;
+use crate::workload::{Log, Workload};
+use crate::world::{Geometry, World};
+
+/// What a run on a failing device came to.
+struct Run {
+    log: Log,
+    disk: Rc<SimDisk>,
+    /// Errors that were reported.
+    errors: Vec<FsError>,
+}
+
+impl Run {
+    /// Mounts a prepared image, injects `fault`, and does what there is to do, whatever fails.
+    fn new(
+        geometry: &Geometry,
+        (image, state): (Image, State),
+        fault: Fault,
+        operations: impl IntoIterator<Item = impl FnOnce(&State) -> Operation>,
+    ) -> Result<Self, String> {
+        let disk = SimDisk::from_image(image, geometry.sector, 1);
+        let world = World::mount(&disk, geometry, 10)?;
+        let mut workload = Workload { world, log: Log::new(state) };
+        disk.record();
+        disk.inject(fault);
+        let mut errors = Vec::new();
+        for operation in operations {
+            let operation = operation(workload.state());
+            let outcome =
+                workload.attempt(&operation).map_err(|problem| format!("{operation}: {problem}"))?;
+            match outcome {
+                Ok(()) | Err(FsError::NoSpace) => {}
+                Err(error @ (FsError::Device(_) | FsError::ReadOnly)) => errors.push(error),
+                Err(error) => return Err(format!("{operation}: unexpectedly {error:?}")),
+            }
+        }
+        let readonly = workload.world.store.check_writable().is_err();
+        let Workload { world, log } = workload;
+        if let Err(error) = world.unmount() {
+            errors.push(error);
+        } else if readonly {
+            return Err("a read-only file system claims that everything is durable".to_owned());
+        }
+        Ok(Self { log, disk, errors })
+    }
+
+    /// Mounts what is left, and what a power cut leaves of that.
+    fn check(self, geometry: &Geometry, seen: Arc<Seen>) -> Result<(), String> {
+        let Self { log, disk, errors } = self;
+        disk.clear_faults();
+        let promise = Promise::at(&log, disk.position());
+        if errors.is_empty() {
+            // Nobody was told of anything: nothing may be lost.
+            let world = World::mount(&disk, geometry, 1_000)?;
+            let mut workload = Workload { world, log };
+            let state = workload.log.states.last_mut().expect("the first state");
+            crate::workload::forget_nameless(state);
+            return workload.compare().map_err(|problem| format!("nothing was reported, but {problem}"));
+        }
+        let mut explorer = Explorer::counting(*geometry, 3, seen);
+        // The failed write may have hit a superblock; then an administrator has to agree.
+        explorer.accept_older_superblock = true;
+        explorer.check(&promise, disk.snapshot(), 0.0)?;
+        for seed in 0..2 {
+            explorer.check(&promise, disk.crash(CrashChoice::Random { seed }).snapshot(), 0.5)?;
+        }
+        Ok(())
+    }
+}
+
+/// A random workload that meets a random fault.
+///
+/// # Errors
+/// The broken promise.
+pub(crate) fn random(geometry: Geometry, seed: u64, seen: Arc<Seen>) -> Result<(), String> {
+    const OPERATIONS: usize = 40;
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let fault = random_fault(&mut rng);
+    let profile = Profile::ALL[rng.random_range(0..Profile::ALL.len())];
+    let base = base(&geometry, rng.random())?;
+    let operations = (0..OPERATIONS).map(|_| {
+        let mut rng = SmallRng::from_rng(&mut rng);
+        move |state: &State| Generator { rng: &mut rng, state, profile }.draw()
+    });
+    let run = Run::new(&geometry, base, fault, operations);
+    run.and_then(|run| run.check(&geometry, seen)).map_err(|problem| format!("{fault:?}: {problem}"))
+}
+
+fn random_fault(rng: &mut SmallRng) -> Fault {
+    let effects = [
+        Effect::Error { errno: libc::EIO },
+        Effect::Error { errno: libc::ENOSPC },
+        Effect::Error { errno: libc::ETIMEDOUT },
+        Effect::Short,
+    ];
+    let effect = effects[rng.random_range(0..effects.len())];
+    let nth = rng.random_range(0..80);
+    match rng.random_range(0..10) {
+        0 => Fault::dead_from(nth),
+        1 => Fault { count: rng.random_range(2..5), ..Fault::nth(OpKind::Write, nth, effect) },
+        2 | 3 => Fault::nth(OpKind::Read, nth / 4, effect),
+        4..=6 => Fault::nth(OpKind::Flush, nth / 2, effect),
+        _ => Fault::nth(OpKind::Write, nth, effect),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sequences::every_kind;
+
+    fn check(geometry: &Geometry, fault: Fault) -> bool {
+        let operations = every_kind().into_iter().map(|operation| move |_: &State| operation);
+        let run = Run::new(geometry, base(geometry, 1).unwrap(), fault, operations);
+        let run = run.unwrap_or_else(|problem| panic!("{fault:?}: {problem}"));
+        let reported = !run.errors.is_empty();
+        run.check(geometry, Arc::default()).unwrap_or_else(|problem| panic!("{fault:?}: {problem}"));
+        reported
+    }
+
+    /// Lets each operation of a kind fail in turn, until none is left; gives the number of reported failures.
+    fn fail_each(kind: OpKind, effect: Effect) -> u64 {
+        /// After so many faults in a row that meet nothing there are no more operations.
+        const UNNOTICED_MAX: u64 = 40;
+        let (mut reported, mut unnoticed) = (0, 0);
+        for nth in 0.. {
+            match check(&Geometry::TINY, Fault::nth(kind, nth, effect)) {
+                true => (reported, unnoticed) = (reported + 1, 0),
+                false => unnoticed += 1,
+            }
+            if unnoticed == UNNOTICED_MAX {
+                break;
+            }
+        }
+        reported
+    }
+
+    #[test]
+    fn an_error_of_any_write_is_reported_and_loses_nothing_promised() {
+        assert!(fail_each(OpKind::Write, Effect::Error { errno: 5 }) > 20);
+    }
+
+    #[test]
+    fn a_short_write_is_reported_and_loses_nothing_promised() {
+        assert!(fail_each(OpKind::Write, Effect::Short) > 20);
+    }
+
+    #[test]
+    fn an_error_of_any_flush_is_reported_and_loses_nothing_promised() {
+        assert!(fail_each(OpKind::Flush, Effect::Error { errno: 110 }) > 20);
+    }
+
+    #[test]
+    fn an_error_of_any_read_is_reported_and_loses_nothing_promised() {
+        fail_each(OpKind::Read, Effect::Error { errno: 5 });
+    }
+
+    #[test]
+    fn a_device_that_dies_loses_nothing_promised() {
+        for nth in (0..200).step_by(3) {
+            check(&Geometry::TINY, Fault::dead_from(nth));
+        }
+    }
+
+    #[test]
+    fn an_error_while_mounting_is_reported_and_the_next_mount_works() {
+        let geometry = Geometry::TINY;
+        for kind in [OpKind::Read, OpKind::Write, OpKind::Flush] {
+            for nth in 0..30 {
+                let (image, state) = base(&geometry, 1).unwrap();
+                let disk = SimDisk::from_image(image, geometry.sector, 1);
+                disk.inject(Fault::nth(kind, nth, Effect::Error { errno: 5 }));
+                drop(World::mount(&disk, &geometry, 10));
+                disk.clear_faults();
+                let log = Log::new(state);
+                let mut explorer = Explorer::new(geometry, 3);
+                explorer.accept_older_superblock = true;
+                let checked = explorer.check(&Promise::at(&log, 0), disk.snapshot(), 0.0);
+                checked.unwrap_or_else(|problem| panic!("{kind:?} {nth}: {problem}"));
+            }
+        }
+    }
+}
