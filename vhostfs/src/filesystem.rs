@@ -39,6 +39,7 @@ impl Filesystem {
             readonly: args.readonly,
             cache_size: args.cache_size.0 as usize,
             metadata_cache_size: args.metadata_cache_size.0 as usize,
+            ..MountOptions::default()
         };
         let failed = |error: FsError| Failure::new(image, error, "check the image");
         let fs = reactor.block_on(Fs::mount(store, options)).map_err(failed)?;
