@@ -19,25 +19,55 @@ use crate::ondisk::{DirentRef, Key, Kind, encode_dirent};
 #[derive(Debug, Default)]
 pub(super) struct Edits {
     items: BTreeMap<Key, ItemEdit>,
+    /// Rules for the names that tree and journal hold.
     names: HashMap<u64, NameRule>,
-    /// Maps whose extents go.
+    /// By inode, the items that name it and are made by an edit.
+    new_names: HashMap<u64, Vec<Key>>,
+    /// Maps whose extents in tree and journal go.
     without_extents: HashSet<u64>,
 }
 
 impl Edits {
-    /// Adds a change, on top of those that are there. Changes that need room are none of items yet.
+    /// Adds a change, on top of those that are there: what is added later is not touched by it.
     pub(super) fn add(&mut self, change: Change) {
         match change {
             Change::Item(key, edit) => self.edit(key, edit),
-            Change::Names(inode, rule) => self.names.entry(inode).or_default().merge(rule),
-            Change::DropExtents(map) => drop(self.without_extents.insert(map)),
+            Change::Names(inode, rule) => self.rule(inode, rule),
+            Change::DropExtents(map) => self.drop_extents(map),
             Change::CopyExtent(..) | Change::Attach { .. } => {
                 debug_assert!(false, "a repair turns these into items");
             }
         }
     }
 
+    fn rule(&mut self, inode: u64, rule: NameRule) {
+        self.names.entry(inode).or_default().merge(rule);
+        for key in self.new_names.get(&inode).into_iter().flatten() {
+            let Some(edit) = self.items.get_mut(key) else { continue };
+            let (ItemEdit::Put(value) | ItemEdit::Insert(value)) = edit else { continue };
+            match rule.apply(inode, key, value).map(Cow::into_owned) {
+                Some(new) => *value = new,
+                None if matches!(edit, ItemEdit::Put(_)) => *edit = ItemEdit::Delete,
+                None => drop(self.items.remove(key)),
+            }
+        }
+    }
+
+    fn drop_extents(&mut self, map: u64) {
+        self.without_extents.insert(map);
+        let (from, to) = (Key::new(map, Kind::Extent, 0), Key::new(map, Kind::Extent, u64::MAX));
+        for (_, edit) in self.items.range_mut(from..=to) {
+            *edit = ItemEdit::Delete;
+        }
+    }
+
     fn edit(&mut self, key: Key, edit: ItemEdit) {
+        if let ItemEdit::Put(value) | ItemEdit::Insert(value) = &edit
+            && key.kind == Kind::Dirent
+            && let Some(entry) = DirentRef::decode(value)
+        {
+            self.new_names.entry(entry.inode.0).or_default().push(key);
+        }
         let merged = match (self.items.remove(&key), edit) {
             (Some(ItemEdit::Delete), ItemEdit::Inode(_)) => ItemEdit::Delete,
             (Some(ItemEdit::Put(value)), ItemEdit::Inode(edit)) => ItemEdit::Put(edit.apply(&value)),
@@ -63,12 +93,24 @@ impl Edits {
     }
 
     fn name<'v>(&self, key: &Key, value: &'v [u8]) -> Option<Cow<'v, [u8]>> {
-        let Some(entry) = DirentRef::decode(value) else { return Some(Cow::Borrowed(value)) };
-        let Some(rule) = self.names.get(&entry.inode.0) else { return Some(Cow::Borrowed(value)) };
-        if rule.drop || rule.only.is_some_and(|only| only != (key.owner, key.offset)) {
+        let entry = DirentRef::decode(value);
+        match entry.and_then(|entry| Some((entry.inode.0, self.names.get(&entry.inode.0)?))) {
+            Some((inode, rule)) => rule.apply(inode, key, value),
+            None => Some(Cow::Borrowed(value)),
+        }
+    }
+}
+
+impl NameRule {
+    /// What the rule for an inode makes of an entry.
+    fn apply<'v>(&self, inode: u64, key: &Key, value: &'v [u8]) -> Option<Cow<'v, [u8]>> {
+        let Some(entry) = DirentRef::decode(value).filter(|entry| entry.inode.0 == inode) else {
+            return Some(Cow::Borrowed(value));
+        };
+        if self.drop || self.only.is_some_and(|only| only != (key.owner, key.offset)) {
             return None;
         }
-        match rule.file_type {
+        match self.file_type {
             Some(file_type) if file_type != entry.file_type => {
                 let mut out = Vec::with_capacity(value.len());
                 encode_dirent(DirentRef { file_type, ..entry }, &mut out);
@@ -169,7 +211,7 @@ impl<'a> Merge<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::units::InodeId;
+    use crate::units::{InodeId, MapId};
 
     fn key(owner: u64) -> Key {
         Key::new(owner, Kind::Xattr, 0)
@@ -207,6 +249,32 @@ mod tests {
         assert_eq!(edits.items[&inode], ItemEdit::Delete);
         edits.add(Change::Item(inode, ItemEdit::Insert(vec![1])));
         assert_eq!(edits.items[&inode], ItemEdit::Put(vec![1]));
+    }
+
+    #[test]
+    fn what_comes_after_a_rule_is_not_touched_by_it() {
+        let value = |inode: u64| {
+            let mut out = Vec::new();
+            encode_dirent(DirentRef { inode: InodeId(inode), file_type: 8, name: b"n" }, &mut out);
+            out
+        };
+        let at = |offset: u64| Key::dirent(InodeId(1), offset);
+        let mut edits = Edits::default();
+        edits.add(Change::Item(at(1), ItemEdit::Put(value(5))));
+        edits.add(Change::Item(at(2), ItemEdit::Insert(value(5))));
+        edits.add(Change::Item(Key::extent(MapId(9), 3), ItemEdit::Put(vec![1])));
+        edits.add(Change::Names(5, NameRule { drop: true, ..NameRule::default() }));
+        edits.add(Change::DropExtents(9));
+        edits.add(Change::Item(at(3), ItemEdit::Insert(value(5))));
+        edits.add(Change::Item(Key::extent(MapId(9), 4), ItemEdit::Put(vec![2])));
+        let items: Vec<_> = edits.items.into_iter().collect();
+        let expected = [
+            (at(1), ItemEdit::Delete),
+            (at(3), ItemEdit::Insert(value(5))),
+            (Key::extent(MapId(9), 3), ItemEdit::Delete),
+            (Key::extent(MapId(9), 4), ItemEdit::Put(vec![2])),
+        ];
+        assert_eq!(items, expected);
     }
 
     #[test]

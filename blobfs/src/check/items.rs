@@ -455,6 +455,13 @@ impl Census {
         }
         match inode {
             Some(item) => {
+                let orphan = self.inodes.get(&number).is_some_and(|state| state.orphan);
+                if orphan && self.owner.entries > 0 && number != InodeId::ROOT.0 {
+                    let edit = InodeEdit { nlink: Some(2), ..InodeEdit::default() };
+                    let remedy = Remedy::lossy("no orphan any more").and_delete(Key::orphan(InodeId(number)));
+                    let finding = Finding::Orphan { inode: number, problem: "is a directory with entries" };
+                    findings.push(finding, remedy.edit_inode(number, edit));
+                }
                 self.check_fields(number, &item, content.end, findings);
                 if !self.owner.partial {
                     self.check_size(number, &item, findings);
@@ -512,6 +519,11 @@ impl Census {
                 item.parent_map.0 != 0,
                 "has a parent map, which this version does not have",
                 InodeEdit { parent_map: Some(0), ..edit },
+            ),
+            (
+                item.project != 0,
+                "has a project, which this version does not have",
+                InodeEdit { no_project: true, ..edit },
             ),
             (
                 !is_directory && item.parent.0 != 0,

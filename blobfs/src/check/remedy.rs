@@ -62,6 +62,7 @@ pub(super) struct InodeEdit {
     pub(super) map: Option<u64>,
     pub(super) parent: Option<u64>,
     pub(super) parent_map: Option<u64>,
+    pub(super) no_project: bool,
     pub(super) flags_set: InodeFlags,
     /// Unknown ones may be among them.
     pub(super) flags_cleared: u32,
@@ -77,6 +78,7 @@ impl InodeEdit {
         self.map = later.map.or(self.map);
         self.parent = later.parent.or(self.parent);
         self.parent_map = later.parent_map.or(self.parent_map);
+        self.no_project |= later.no_project;
         let cleared = InodeFlags::from_bits_retain(later.flags_cleared);
         self.flags_set = (self.flags_set - cleared) | later.flags_set;
         self.flags_cleared = (self.flags_cleared | later.flags_cleared) & !later.flags_set.bits();
@@ -92,6 +94,7 @@ impl InodeEdit {
         item.map = self.map.map_or(item.map, MapId);
         item.parent = self.parent.map_or(item.parent, InodeId);
         item.parent_map = self.parent_map.map_or(item.parent_map, MapId);
+        item.project = if self.no_project { 0 } else { item.project };
         item.flags -= InodeFlags::from_bits_retain(self.flags_cleared);
         item.flags |= self.flags_set;
         item.encode().to_vec()

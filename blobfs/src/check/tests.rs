@@ -19,7 +19,9 @@ use reactor::{Reactor, VirtualClock};
 
 use super::*;
 use crate::fs::{Context, CreateSpec, FallocateMode, Fs, IoFlags, MountOptions, NewNode, SetAttr, XattrMode};
-use crate::ondisk::journal::{BlockId, JOURNAL_HEADER_LEN, Record, TxnHeader, append_txn, seal_block};
+use crate::ondisk::journal::{
+    BlockId, JOURNAL_HEADER_LEN, RECORD_HEADER_LEN, Record, TxnHeader, append_txn, block_header, seal_block,
+};
 use crate::ondisk::node::seal;
 use crate::ondisk::superblock::{NodePtr, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS, Superblock};
 use crate::ondisk::{
@@ -149,16 +151,20 @@ fn mount(disk: &Rc<SimDisk>) -> Result<(), OpenError> {
     })
 }
 
-fn empty_disk(reactor: &Rc<Reactor>) -> Rc<SimDisk> {
-    let disk = SimDisk::new(DEVICE, BLOCK, 1);
-    let options = MkfsOptions {
+fn small_geometry() -> MkfsOptions {
+    MkfsOptions {
         hash_key: [1, 2],
         block_size: BLOCK,
         node_size: NODE as u32,
         group_blocks: 512,
         journal_size: 64 * 1024,
         ..MkfsOptions::default()
-    };
+    }
+}
+
+fn empty_disk(reactor: &Rc<Reactor>) -> Rc<SimDisk> {
+    let disk = SimDisk::new(DEVICE, BLOCK, 1);
+    let options = small_geometry();
     let bdev: Rc<dyn Bdev> = disk.clone();
     reactor.block_on(async move { mkfs(&bdev, &options).await }).unwrap();
     disk

@@ -18,6 +18,8 @@ fn items_that_cannot_be_are_found() {
     assert_eq!(item(Key::new(3, Kind::Orphan, 3)), "the owner is wrong for this kind");
     assert_eq!(item(Key::new(0, Kind::Xattr, 300)), "the owner is wrong for this kind");
     assert_eq!(item(Key::new(3, Kind::Inode, 7)), "the offset is not 0");
+    let problem = "the owner is a number that is never given away";
+    assert_eq!(item(Key::new(1 << 62, Kind::Extent, 7)), problem);
 }
 
 #[test]
@@ -130,6 +132,8 @@ fn wrong_inodes_are_found() {
     wrong(file, |item| item.size = u64::MAX, "the size is impossible");
     wrong(file, |item| item.map = MapId(0), "has no map");
     wrong(file, |item| item.parent_map = MapId(4), "has a parent map, which this version does not have");
+    wrong(file, |item| item.project = 9, "has a project, which this version does not have");
+    wrong(file, |item| item.map = MapId(1 << 62), "has no map");
     wrong(file, |item| item.parent = InodeId(1), "has a parent, but is no directory");
     wrong(file, |item| item.flags = InodeFlags::empty(), "the flags deny an extended attribute");
     wrong(file, |item| item.flags |= InodeFlags::INLINE, "lacks its inline content");

@@ -210,6 +210,24 @@ fn wrong_orphans_are_found() {
     assert_eq!(found[0], orphan(InodeId(9999), "the item is not empty"));
 
     let sample = Sample::new();
+    let found = sample.found(|items, txn| {
+        txn.delete(items.entry(sample.dir, "sub"));
+        txn.put(Key::orphan(sample.sub), &[]);
+        items.change(txn, sample.dir, |item| (item.size, item.nlink) = (item.size - 1, 2));
+        items.change(txn, sample.sub, |item| item.nlink = 0);
+    });
+    assert_eq!(found, [orphan(sample.sub, "is a directory with entries")]);
+
+    // An orphan that is not called one.
+    let sample = Sample::new();
+    let found = sample.found(|items, txn| {
+        txn.delete(items.entry(InodeId::ROOT, "soft"));
+        items.change(txn, InodeId::ROOT, |item| item.size -= 1);
+        items.change(txn, sample.soft, |item| item.nlink = 0);
+    });
+    assert_eq!(found, [Finding::Unreachable { inode: sample.soft.0 }]);
+
+    let sample = Sample::new();
     let found = sample.found(|_, txn| txn.put(Key::orphan(InodeId::ROOT), &[]));
     assert_eq!(found, [orphan(InodeId::ROOT, "is the root")]);
 }

@@ -37,7 +37,8 @@ proptest! {
             page[at..end].copy_from_slice(&bytes[..end - at]);
         });
         let _ = report_of(&sample.disk);
-        let _ = mount(&sample.disk);
+        let _ = mount(&SimDisk::from_image(sample.disk.snapshot(), BLOCK, 1));
+        repair::ends(&SimDisk::from_image(sample.disk.snapshot(), BLOCK, 1));
 
         let copy = SUPERBLOCK_OFFSETS[(sample.superblock().generation % 2) as usize];
         let mut block = [0; SUPERBLOCK_LEN];
@@ -48,7 +49,16 @@ proptest! {
         block[8..12].copy_from_slice(&crc.to_le_bytes());
         sample.disk.poke(copy, &block);
         let _ = report_of(&sample.disk);
+        repair::ends(&SimDisk::from_image(sample.disk.snapshot(), BLOCK, 1));
         let _ = mount(&sample.disk);
+    }
+
+    /// Items that contradict each other in any way.
+    #[test]
+    fn contradicting_items_are_repaired(seed in any::<u64>(), count in 1..12_usize) {
+        let sample = Sample::new();
+        sample.damage(|items, txn| contradict(items, txn, seed, count));
+        repair::ends(&sample.disk);
     }
 
     /// Whatever the file system does, its image is clean: closed, and after a power cut.
@@ -66,6 +76,46 @@ proptest! {
         }
         mounted.unmount();
         prop_assert_eq!(findings_of(&disk), []);
+    }
+}
+
+/// Changes some items at random: to another one's value, to one with a byte changed, under another key.
+fn contradict(items: &Items, txn: &mut Txn, seed: u64, count: usize) {
+    use rand::rngs::SmallRng;
+    use rand::seq::{IndexedMutRandom, IndexedRandom};
+    use rand::{Rng, SeedableRng};
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let mut all = Vec::new();
+    let to = Key::new(u64::MAX, Kind::Checksum, u64::MAX);
+    let each = |key: &Key, value: &[u8]| {
+        if key.kind != Kind::Group {
+            all.push((*key, value.to_vec()));
+        }
+        std::ops::ControlFlow::Continue(())
+    };
+    items.0.scan(&Key::group(0), &to, each).unwrap();
+    let kinds =
+        [Kind::Orphan, Kind::Intent, Kind::Inode, Kind::Inline, Kind::Dirent, Kind::Xattr, Kind::Extent];
+    for _ in 0..count {
+        let (key, value) = all.choose(&mut rng).unwrap().clone();
+        let (other, other_value) = all.choose(&mut rng).unwrap().clone();
+        match rng.random_range(0..7) {
+            0 => txn.delete(key),
+            1 => txn.put(Key { owner: other.owner, ..key }, &value),
+            2 => txn.put(Key { offset: rng.random_range(0..200), ..key }, &value),
+            3 => txn.put(Key::new(other.owner, *kinds.choose(&mut rng).unwrap(), other.offset), &value),
+            4 => txn.put(Key::new(rng.random_range(0..130), key.kind, key.offset), &other_value),
+            5 if key.kind == other.kind => txn.put(key, &other_value),
+            _ => {
+                let mut value = value;
+                if let Some(byte) = value.choose_mut(&mut rng) {
+                    *byte ^= 1 << rng.random_range(0..8);
+                }
+                txn.put(key, &value);
+            }
+        }
+        // A key may be deleted once in a transaction only, and not when it was put.
+        all.retain(|(known, _)| *known != key);
     }
 }
 

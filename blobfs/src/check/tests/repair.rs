@@ -150,6 +150,24 @@ pub(super) fn repairs(disk: &Rc<SimDisk>, findings: &[Finding]) {
     assert_eq!(report_of(disk).unwrap().findings, []);
 }
 
+/// Whatever is on the disk, a repair ends: with a clean file system that can be mounted, or with nothing changed
+/// because there is nothing to begin with.
+pub(super) fn ends(disk: &Rc<SimDisk>) {
+    let before = disk.writes();
+    let Ok(report) = repair_with(disk, ALL) else { return };
+    let nothing_left =
+        ["no copy of the superblock can be used", "there is no room to write the repaired tree"];
+    match report.refused {
+        Some(reason) => assert!(nothing_left.contains(&reason), "{report:#?}"),
+        None => {
+            assert!(report.after.is_clean(), "{report:#?}");
+            assert_eq!(disk.writes() != before, report.changed);
+            mount(disk).unwrap();
+            assert_eq!(report_of(disk).unwrap().findings, []);
+        }
+    }
+}
+
 #[test]
 fn a_lost_inner_node_costs_nothing() {
     for path in [&[][..], &[0], &[1]] {
@@ -251,6 +269,43 @@ fn of_two_users_of_the_same_blocks_both_keep_them() {
     let expected = pattern(sample.file, 0, 8192);
     assert!(mounted.content(sample.file, 40_000).starts_with(&expected));
     assert_eq!(mounted.content(InodeId(other), 8192), expected);
+}
+
+#[test]
+fn an_extent_that_cannot_be_copied_is_given_up() {
+    let sample = Sample::new();
+    let other = sample.soft.0 + 2;
+    let mut range = BlockRange::new(BlockAddr(0), 0);
+    sample.damage(|items, txn| {
+        let item = items.extents(sample.file)[&0];
+        range = item.device_range();
+        txn.put(Key::extent(MapId(other), 0), &item.encode());
+        items.change(txn, InodeId(other), |inode| (inode.blocks, inode.size) = (16, 8192));
+    });
+    let start = range.start.0 * u64::from(BLOCK);
+    sample.disk.fail_reads(start..start + 512);
+    let report = repair_with(&sample.disk, ALL).unwrap();
+    assert!(report.changed && report.after.is_clean(), "{report:#?}");
+    let given_up = |repaired: &Repaired| {
+        matches!(repaired.finding, Finding::BlocksUsedTwice { .. })
+            && repaired.action == Some("the extent was removed: it cannot be copied")
+    };
+    assert!(report.findings.iter().any(given_up), "{report:#?}");
+    sample.disk.clear_faults();
+    assert_eq!(seen(&sample.disk)["file"], undamaged()["file"]);
+}
+
+#[test]
+fn without_room_nothing_is_changed() {
+    let sample = Sample::new();
+    // All that says where there is room is lost: the tree's root with the map of what else is a node.
+    sample.set_superblock(|superblock| {
+        (superblock.root.addr, superblock.chunk_map.addr) = (1 << 40, 1 << 40);
+    });
+    let writes = sample.disk.writes();
+    let report = repair_with(&sample.disk, ALL).unwrap();
+    assert_eq!(report.refused, Some("there is no room to write the repaired tree"));
+    assert_eq!(sample.disk.writes(), writes);
 }
 
 #[test]

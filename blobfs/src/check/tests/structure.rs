@@ -40,6 +40,13 @@ fn copies_of_the_superblock_that_contradict_each_other_are_found() {
     assert_eq!(change(&|older| older.uuid[0] ^= 1), copies("the UUID"));
     assert_eq!(change(&|older| older.group_blocks = 256), copies("the group size"));
     assert_eq!(change(&|older| older.hash_key[0] += 1), copies("the hash key"));
+    assert_eq!(change(&|older| older.node_size = 2048), copies("the node size"));
+    // Twice the block is twice the journal in bytes, and half of its place.
+    let block = |older: &mut Superblock| {
+        (older.block_size, older.journal_blocks, older.tail.pos) = (1024, 128, 0);
+    };
+    let found = change(&block);
+    assert!(found.contains(&copies("the block size")[0]), "{found:?}");
     assert_eq!(change(&|older| older.journal_blocks += 1), copies("the place of the journal"));
     assert_eq!(change(&|older| older.generation -= 2), copies("the generation by more than one"));
 
@@ -108,7 +115,8 @@ fn journal_blocks_that_cannot_be_applied_are_found() {
     let far = BlockRange::new(BlockAddr(1 << 40), 1);
     let superblocks = BlockRange::new(BlockAddr(8), 1);
     let key = Key::new(999, Kind::Dirent, 0);
-    let cases: [(u64, Record<'_>, &str); 7] = [
+    let cases: [(u64, Record<'_>, &str); 8] = [
+        (1, Record::GiveBack { start: 3000, nodes: 1 }, "gives back a chunk that is used or does not exist"),
         (1, Record::Delete(key), "deletes an item that does not exist"),
         (1, Record::Alloc(far), "no data blocks"),
         (1, Record::Free(superblocks), "no data blocks"),
@@ -123,9 +131,60 @@ fn journal_blocks_that_cannot_be_applied_are_found() {
         let block = append_block(&sample, 0, txn, &[record]);
         let found = findings_of(&sample.disk);
         let Finding::Journal { block: at, problem, .. } = &found[0] else { panic!("{found:?}") };
-        assert_eq!((*at, found.len()), (block, 1), "{found:?}");
+        // A chunk is given back to the map and to the bitmaps.
+        let count = if matches!(record, Record::GiveBack { .. }) { 2 } else { 1 };
+        assert_eq!((*at, found.len()), (block, count), "{found:?}");
         assert!(problem.contains(expected), "{problem}");
     }
+}
+
+#[test]
+fn a_journal_block_that_makes_no_sense_is_found() {
+    let spoil = |with: &dyn Fn(&mut [u8])| {
+        let sample = Sample::new();
+        sample.set_superblock(|superblock| superblock.clean = false);
+        let at = append_block(&sample, 0, 1, &[]) * u64::from(BLOCK);
+        let mut block = vec![0; JOURNAL_HEADER_LEN + RECORD_HEADER_LEN];
+        sample.disk.peek(at, &mut block);
+        let (id, _) = block_header(&block).unwrap();
+        with(&mut block);
+        seal_block(&mut block, &id);
+        sample.disk.poke(at, &block);
+        let found = findings_of(&sample.disk);
+        assert_eq!(found.len(), 1, "{found:?}");
+        problem(&found[0])
+    };
+    // The record begins with its length; its last word is the next number.
+    assert_eq!(spoil(&|block| block[JOURNAL_HEADER_LEN] += 1), "malformed record");
+    let counter = spoil(&|block| block[JOURNAL_HEADER_LEN + 32..].fill(0xff));
+    assert_eq!(counter, "a number beyond what its counter can reach");
+}
+
+#[test]
+fn an_alloc_of_blocks_in_use_is_found() {
+    let sample = Sample::new();
+    sample.set_superblock(|superblock| superblock.clean = false);
+    let used = {
+        let store = open(&SimDisk::from_image(sample.disk.snapshot(), BLOCK, 1), &sample.reactor);
+        Items(store).extents(sample.file)[&0].addr
+    };
+    append_block(&sample, 0, 1, &[Record::Alloc(BlockRange::new(used, 1))]);
+    let found = findings_of(&sample.disk);
+    assert_eq!(found.len(), 1, "{found:?}");
+    assert_eq!(problem(&found[0]), "uses blocks that are used already");
+}
+
+#[test]
+fn a_superblock_that_cannot_be_read_is_found() {
+    let sample = Sample::new();
+    let older = 1 - sample.superblock().generation % 2;
+    let start = SUPERBLOCK_OFFSETS[older as usize];
+    sample.disk.fail_reads(start..start + 512);
+    let found = report_of(&sample.disk).unwrap().findings;
+    assert!(matches!(found[..], [Finding::Superblock { copy, .. }] if copy as u64 == older), "{found:?}");
+    assert!(problem(&found[0]).contains("device error"), "{found:?}");
+    // Written, it can be read.
+    repair::repairs(&sample.disk, &found);
 }
 
 #[test]
@@ -164,7 +223,16 @@ fn a_hole_in_the_journal_is_found() {
 #[test]
 fn damaged_nodes_are_found_and_named() {
     type Patch = fn(&mut [u8]);
-    let cases: [(&[usize], Patch, &str); 9] = [
+    let overlap: Patch = |page| {
+        let slots = usize::from(u16::from_le_bytes([page[42], page[43]]));
+        let long: Vec<usize> = (0..slots).filter(|slot| page[64 + slot * 24 + 12] > 2).collect();
+        let at = value_at(page, long[1]) as u16 + 1;
+        page[64 + long[0] * 24 + 10..][..2].copy_from_slice(&at.to_le_bytes());
+    };
+    let cases: [(&[usize], Patch, &str); 12] = [
+        (&[LAST, LAST], overlap, "values overlap"),
+        (&[LAST, LAST], |page| page[42..44].fill(0), "is empty"),
+        (&[LAST], |page| page[64 + 12] = 23, "child 0 is no pointer"),
         (&[], |page| page[0] ^= 1, "magic"),
         (&[LAST], |page| page[8] ^= 1, "block"),
         (&[LAST, LAST], |page| page[16] ^= 1, "another file system"),
@@ -326,6 +394,28 @@ fn bitmaps_that_disagree_with_what_is_used_are_found() {
         txn.free(range);
     });
     assert_eq!(found, [Finding::BlocksNotMarked { start: range.start.0, end: range.end().0 }]);
+}
+
+#[test]
+fn bits_behind_the_last_block_are_found() {
+    let reactor = reactor();
+    let disk = SimDisk::new(DEVICE, BLOCK, 1);
+    let blocks = DEVICE / u64::from(BLOCK);
+    // The last group has a hundred blocks fewer than the others.
+    let size = DEVICE - 100 * u64::from(BLOCK);
+    let options = MkfsOptions { size, ..small_geometry() };
+    let bdev: Rc<dyn Bdev> = disk.clone();
+    reactor.block_on(async move { mkfs(&bdev, &options).await }).unwrap();
+    let (mounted, sample) = Sample::fill(disk, reactor);
+    mounted.unmount();
+    let group = Key::group(blocks / 512 - 1);
+    let found = sample.found(|items, txn| {
+        let bits = items.0.get(&group, |value| value.map(<[u8]>::to_vec)).unwrap();
+        let mut bits = bits.unwrap_or_else(|| vec![0; 64]);
+        bits[63] |= 0x80;
+        txn.put(group, &bits);
+    });
+    assert!(found.contains(&Finding::BlocksLeaked { start: blocks - 1, end: blocks }), "{found:?}");
 }
 
 #[test]
