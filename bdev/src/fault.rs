@@ -59,7 +59,12 @@ impl FaultDevice {
             Some(Effect::Short) => {
                 Verdict::Ended(Err(BdevError::Short { offset, done: 0, len: len as usize }))
             }
-            Some(Effect::Lost) => Verdict::Ended(Ok(())),
+            Some(Effect::Timeout { .. }) => {
+                Verdict::Ended(Err(BdevError::Io { offset, errno: libc::ETIMEDOUT }))
+            }
+            // The wrapped device decides what is durable.
+            Some(Effect::Delayed { .. }) if kind != OpKind::Flush => Verdict::Forward(offset),
+            Some(Effect::Lost | Effect::Delayed { .. }) => Verdict::Ended(Ok(())),
             Some(Effect::Misdirected) => Verdict::Forward(self.elsewhere(offset, len)),
         };
         if let (Verdict::Forward(to), OpKind::Write | OpKind::WriteZeroes) = (&verdict, kind) {

@@ -66,6 +66,8 @@ struct State {
     next_id: u64,
     faults: Faults,
     latency: Option<Latency>,
+    /// Where operations that time out wait.
+    clock: Option<Weak<Reactor>>,
     recording: Option<(WriteCache, Vec<Event>)>,
     events: usize,
     changes: u64,
@@ -121,6 +123,7 @@ impl SimDisk {
             next_id: 0,
             faults: Faults::default(),
             latency: None,
+            clock: None,
             recording: None,
             events: 0,
             changes: 0,
@@ -137,6 +140,19 @@ impl SimDisk {
     /// Lets every later operation complete in the call again.
     pub fn clear_latency(&self) {
         self.state.borrow_mut().latency = None;
+    }
+
+    /// Gives the disk a clock for operations that time out.
+    pub fn set_clock(&self, reactor: &Rc<Reactor>) {
+        self.state.borrow_mut().clock = Some(Rc::downgrade(reactor));
+    }
+
+    /// Sets what a power cut does not tear, in bytes: a divisor of the block size, which it is from the start.
+    /// A recording under way is thrown away.
+    pub fn set_tear_unit(&self, bytes: u32) {
+        let state = &mut *self.state.borrow_mut();
+        state.cache.set_tear_unit(bytes);
+        state.recording = None;
     }
 
     /// Number of writes, write-zeroes, discards and flushes that began.
@@ -182,7 +198,9 @@ impl SimDisk {
     /// latency stay with it.
     pub fn crash(&self, choice: CrashChoice) -> Rc<Self> {
         let state = &mut *self.state.borrow_mut();
-        Self::with_limits(state.cache.crash(choice), self.limits.clone(), state.rng.random())
+        let found = Self::with_limits(state.cache.crash(choice), self.limits.clone(), state.rng.random());
+        found.set_tear_unit(state.cache.tear_unit() as u32);
+        found
     }
 
     /// A copy of what a reader sees.
@@ -233,7 +251,7 @@ impl SimDisk {
 
     /// Ends the operation now or after its latency.
     fn run(&self, op: Op) -> Io {
-        let delay = self.state.borrow_mut().draw_latency();
+        let delay = self.state.borrow_mut().delay(&op);
         let Some((reactor, delay)) = delay else {
             return Io::ready(self.state.borrow_mut().end(&self.limits, op));
         };
@@ -280,6 +298,13 @@ impl State {
         self.log(Event::End { id, fate });
     }
 
+    fn delay(&mut self, op: &Op) -> Option<(Weak<Reactor>, Duration)> {
+        match (op.effect, &self.clock) {
+            (Some(Effect::Timeout { after }), Some(clock)) => Some((clock.clone(), after)),
+            _ => self.draw_latency(),
+        }
+    }
+
     fn draw_latency(&mut self) -> Option<(Weak<Reactor>, Duration)> {
         let latency = self.latency.as_ref()?;
         let delay = if latency.bounds.is_empty() {
@@ -302,7 +327,10 @@ impl State {
             return Err(BdevError::Io { offset, errno: libc::EIO });
         }
         let (offset, count, result) = match op.effect {
-            None => (op.offset, op.len, Ok(())),
+            None | Some(Effect::Delayed { .. }) => (op.offset, op.len, Ok(())),
+            Some(Effect::Timeout { .. }) => {
+                return Err(BdevError::Io { offset: op.offset, errno: libc::ETIMEDOUT });
+            }
             Some(Effect::Error { errno }) => return Err(BdevError::Io { offset: op.offset, errno }),
             Some(Effect::Lost) => return Ok(()),
             Some(Effect::Short) => (op.offset, op.short_len(limits), op.short_error(limits)),
@@ -321,7 +349,12 @@ impl State {
                 let fate = Fate::Failed { seed: self.rng.random() };
                 (fate, Err(BdevError::Io { offset: op.offset, errno }))
             }
+            Some(Effect::Timeout { .. }) => {
+                let fate = Fate::Failed { seed: self.rng.random() };
+                (fate, Err(BdevError::Io { offset: op.offset, errno: libc::ETIMEDOUT }))
+            }
             Some(Effect::Lost) => (Fate::Lost, Ok(())),
+            Some(Effect::Delayed { flushes }) => (Fate::Delayed { flushes }, Ok(())),
             Some(Effect::Short) => (Fate::Cut { bytes: op.short_len(limits) as u64 }, op.short_error(limits)),
             Some(Effect::Misdirected) => (Fate::Misdirected { offset: self.elsewhere(limits, op) }, Ok(())),
         };

@@ -151,10 +151,16 @@ impl Explorer {
         let mut choices = vec![CrashChoice::Nothing];
         if undecided > 0 {
             choices.push(CrashChoice::Everything);
+            // The more there is to choose from, the more choices.
+            let random = random + (random * undecided / 4).min(8);
             choices.extend((0..random).map(|_| match self.rng.random_range(0..8) {
                 0 => CrashChoice::First(self.rng.random_range(0..undecided)),
                 1 => CrashChoice::Only(self.rng.random_range(0..undecided)),
                 2 => CrashChoice::Without(self.rng.random_range(0..undecided)),
+                3 => CrashChoice::TornAfter {
+                    count: self.rng.random_range(0..undecided),
+                    seed: self.rng.random(),
+                },
                 _ => CrashChoice::Random { seed: self.rng.random() },
             }));
         }
@@ -175,7 +181,7 @@ impl Explorer {
             return promise.verify(&known.found).map(drop);
         }
         self.seen.add(hash);
-        let disk = SimDisk::from_image(image, self.geometry.sector, hash);
+        let disk = self.geometry.disk(image, hash);
         if !self.accept_older_superblock {
             fsck(&disk).map_err(|problem| format!("before recovery, {problem}"))?;
         }
@@ -205,7 +211,7 @@ impl Explorer {
     /// What is wrong.
     pub(crate) fn check_empty(&mut self, image: &Image) -> Result<bool, String> {
         let hash = image.content_hash();
-        let disk = SimDisk::from_image(image.clone(), self.geometry.sector, hash);
+        let disk = self.geometry.disk(image.clone(), hash);
         let world = self.mount(&disk)?;
         let found = world.walk(&[]).map_err(|error| format!("walk: {error}"))?;
         if found.nodes.len() > 1 {
@@ -260,7 +266,7 @@ impl Explorer {
             format!("power cut at point {point}, {choice:?}: {problem}\n{}", story(&log))
         })?;
         self.recovered.clear();
-        Ok(SimDisk::from_image(image, self.geometry.sector, self.rng.random()))
+        Ok(self.geometry.disk(image, self.rng.random()))
     }
 
     /// Performs random operations and records what the disk does.
@@ -310,7 +316,7 @@ pub(crate) fn record_sequence(
     unmount: bool,
     latency: bool,
 ) -> Result<(Log, History), String> {
-    let disk = SimDisk::from_image(base.0.clone(), geometry.sector, 1);
+    let disk = geometry.disk(base.0.clone(), 1);
     let world = World::mount(&disk, geometry, BETWEEN_MOUNTS)?;
     if latency {
         disk.set_latency(&world.reactor, LATENCY);

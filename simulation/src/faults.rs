@@ -33,8 +33,9 @@ impl Run {
         fault: Fault,
         operations: impl IntoIterator<Item = impl FnOnce(&State) -> Operation>,
     ) -> Result<Self, String> {
-        let disk = SimDisk::from_image(image, geometry.sector, 1);
+        let disk = geometry.disk(image, 1);
         let world = World::mount(&disk, geometry, 10)?;
+        disk.set_clock(&world.reactor);
         let mut workload = Workload { world, log: Log::new(state) };
         disk.record();
         disk.inject(fault);
@@ -105,7 +106,7 @@ fn random_fault(rng: &mut SmallRng) -> Fault {
     let effects = [
         Effect::Error { errno: libc::EIO },
         Effect::Error { errno: libc::ENOSPC },
-        Effect::Error { errno: libc::ETIMEDOUT },
+        Effect::Timeout { after: std::time::Duration::from_secs(30) },
         Effect::Short,
     ];
     let effect = effects[rng.random_range(0..effects.len())];
@@ -161,6 +162,23 @@ mod tests {
     }
 
     #[test]
+    fn a_write_that_times_out_is_reported_and_loses_nothing_promised() {
+        let after = std::time::Duration::from_secs(30);
+        assert!(fail_each(OpKind::Write, Effect::Timeout { after }) > 20);
+    }
+
+    #[test]
+    fn a_flush_that_times_out_is_reported_and_loses_nothing_promised() {
+        let after = std::time::Duration::from_secs(30);
+        assert!(fail_each(OpKind::Flush, Effect::Timeout { after }) > 20);
+    }
+
+    #[test]
+    fn a_short_read_is_reported_and_loses_nothing_promised() {
+        fail_each(OpKind::Read, Effect::Short);
+    }
+
+    #[test]
     fn an_error_of_any_flush_is_reported_and_loses_nothing_promised() {
         assert!(fail_each(OpKind::Flush, Effect::Error { errno: 110 }) > 20);
     }
@@ -183,7 +201,7 @@ mod tests {
         for kind in [OpKind::Read, OpKind::Write, OpKind::Flush] {
             for nth in 0..30 {
                 let (image, state) = base(&geometry, 1).unwrap();
-                let disk = SimDisk::from_image(image, geometry.sector, 1);
+                let disk = geometry.disk(image, 1);
                 disk.inject(Fault::nth(kind, nth, Effect::Error { errno: 5 }));
                 drop(World::mount(&disk, &geometry, 10));
                 disk.clear_faults();

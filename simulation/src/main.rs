@@ -46,6 +46,10 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+/// Each state is a device, a file system and its caches, made and dropped again.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     match campaign::run(&campaign::Options::parse()) {
         Ok(true) => ExitCode::SUCCESS,

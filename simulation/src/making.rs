@@ -4,7 +4,7 @@
 use std::rc::Rc;
 
 use bdev::Bdev;
-use bdev::sim::{CrashChoice, Image, SimDisk};
+use bdev::sim::{CrashChoice, Image};
 use blobfs::store::{OpenError, OpenOptions, Store, mkfs};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngCore, SeedableRng};
@@ -34,7 +34,7 @@ fn before(geometry: &Geometry, rng: &mut SmallRng) -> Result<(Image, Option<Stat
         // Journal blocks that a mount would replay.
         _ => {
             let (image, state) = base(geometry, rng.random())?;
-            let disk = SimDisk::from_image(image, geometry.sector, 1);
+            let disk = geometry.disk(image, 1);
             let mut workload = Workload { world: World::mount(&disk, geometry, 10)?, log: Log::new(state) };
             let words = vocabulary();
             for _ in 0..6 {
@@ -51,7 +51,7 @@ fn before(geometry: &Geometry, rng: &mut SmallRng) -> Result<(Image, Option<Stat
 
 /// What a mount says of a device.
 fn refusal(image: &Image, geometry: &Geometry) -> Option<OpenError> {
-    let disk = SimDisk::from_image(image.clone(), geometry.sector, 1);
+    let disk = geometry.disk(image.clone(), 1);
     let (bdev, reactor): (Rc<dyn Bdev>, _) = (disk, new_reactor(0));
     let inner = reactor.clone();
     let options = OpenOptions { readonly: true, ..OpenOptions::default() };
@@ -74,7 +74,7 @@ pub(crate) fn check(explorer: &mut Explorer, seed: u64) -> Result<(), String> {
     let geometry = explorer.geometry;
     let mut rng = SmallRng::seed_from_u64(seed);
     let (image, old) = before(&geometry, &mut rng)?;
-    let disk = SimDisk::from_image(image, geometry.sector, seed);
+    let disk = geometry.disk(image, seed);
     disk.record();
     let options = geometry.mkfs_options(rng.random());
     let bdev: Rc<dyn Bdev> = disk.clone();

@@ -1,116 +1,121 @@
-//! Random operations, compared with the oracle after each one; remounts in between; a full device.
+//! Random operations, compared with the oracle after each one; remounts in between; a full device. The caches are
+//! small (`Geometry`), so that pages are evicted and written back between operations.
 
 use bdev::sim::Image;
+use proptest::collection;
+use proptest::prelude::any;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::operation::{Durability, Generator, NewKind, Operation, Profile, Target};
-use crate::oracle::Body;
+use crate::oracle::{Body, State};
 use crate::workload::Workload;
 use crate::world::{Geometry, World};
 
-/// Operations between two comparisons of the whole tree.
-const COMPARE_EVERY: usize = 40;
+/// What a test's run goes through.
+#[derive(Debug, Clone, Copy)]
+struct Script {
+    geometry: Geometry,
+    profile: Profile,
+    /// Operations between two comparisons of the whole tree. A comparison reads everything, which leaves other pages
+    /// in the cache and other times of access: both ways of going on are worth a test.
+    compare_every: usize,
+}
 
-/// How likely a remount is before an operation.
-const REMOUNT: f64 = 0.01;
-
+/// One step, drawn from a number and the state that it meets: a list of numbers is a run, and a part of the list is
+/// a shorter run, down to which a failure is shrunk.
 #[derive(Debug, Clone)]
 enum Step {
     Perform(Operation),
-    Compare,
     Remount,
+}
+
+impl Step {
+    fn draw(number: u64, state: &State, profile: Profile) -> Self {
+        /// How likely a remount is.
+        const REMOUNT: f64 = 0.01;
+        let mut rng = SmallRng::seed_from_u64(number);
+        match rng.random_bool(REMOUNT) {
+            true => Self::Remount,
+            false => Self::Perform(Generator { rng: &mut rng, state, profile }.draw()),
+        }
+    }
 }
 
 /// A mounted file system on its way through a list of steps.
 struct Run {
-    geometry: Geometry,
-    workload: Option<Workload>,
+    script: Script,
+    workload: Workload,
+    steps: Vec<Step>,
 }
 
 impl Run {
-    fn new(geometry: Geometry) -> Result<Self, String> {
-        let world = World::mount(&geometry.format(1), &geometry, 0)?;
-        Ok(Self { geometry, workload: Some(Workload::new(world)?) })
+    fn new(script: Script) -> Result<Self, String> {
+        let world = World::mount(&script.geometry.format(1), &script.geometry, 0)?;
+        Ok(Self { script, workload: Workload::new(world)?, steps: Vec::new() })
     }
 
-    fn workload(&mut self) -> &mut Workload {
-        self.workload.as_mut().expect("gone only while it is mounted again")
-    }
-
-    fn step(&mut self, step: &Step) -> Result<(), String> {
-        match step {
-            Step::Perform(operation) => self.workload().perform(operation),
-            Step::Compare => self.workload().compare(),
-            Step::Remount => {
-                let workload = self.workload.take().expect("gone only while it is mounted again");
-                self.workload = Some(workload.remount(&self.geometry)?);
-                Ok(())
-            }
+    fn step(mut self, number: u64) -> Result<Self, String> {
+        let step = Step::draw(number, self.workload.state(), self.script.profile);
+        self.steps.push(step.clone());
+        let result = match step {
+            Step::Perform(operation) => self.workload.perform(&operation).and_then(|()| {
+                // What is at rest can be counted.
+                let at_rest = operation == Operation::Syncfs;
+                if at_rest { self.workload.compare_space() } else { Ok(()) }
+            }),
+            Step::Remount => match self.workload.remount(&self.script.geometry) {
+                Ok(workload) => {
+                    self.workload = workload;
+                    Ok(())
+                }
+                Err(problem) => return Err(Self::tell(&self.steps, &problem)),
+            },
+        };
+        let compared = result.and_then(|()| match self.steps.len() % self.script.compare_every {
+            0 => self.workload.compare(),
+            _ => Ok(()),
+        });
+        match compared {
+            Ok(()) => Ok(self),
+            Err(problem) => Err(Self::tell(&self.steps, &problem)),
         }
     }
-}
 
-fn perform(geometry: Geometry, steps: &[Step]) -> Result<(), String> {
-    let mut run = Run::new(geometry)?;
-    steps.iter().try_for_each(|step| run.step(step))
-}
-
-/// Draws steps and performs them; gives what the device holds then, or the steps that ended in a failure.
-fn draw(geometry: Geometry, profile: Profile, seed: u64, count: usize) -> Result<Image, (String, Vec<Step>)> {
-    let mut rng = SmallRng::seed_from_u64(seed);
-    let mut steps = Vec::new();
-    let mut run = Run::new(geometry).expect("a new file system");
-    for number in 0..count {
-        let state = run.workload().state().clone();
-        let operation = Generator { rng: &mut rng, state: &state, profile }.draw();
-        let remount = rng.random_bool(REMOUNT).then_some(Step::Remount);
-        let compare = (number % COMPARE_EVERY == 0).then_some(Step::Compare);
-        for step in [remount, Some(Step::Perform(operation)), compare].into_iter().flatten() {
-            steps.push(step);
-            if let Err(problem) = run.step(&steps[steps.len() - 1]) {
-                return Err((problem, steps));
-            }
-        }
-    }
-    steps.extend([Step::Compare, Step::Remount]);
-    match run.step(&Step::Compare).and_then(|()| run.step(&Step::Remount)) {
-        Ok(()) => Ok(run.workload().world.disk.snapshot()),
-        Err(problem) => Err((problem, steps)),
-    }
-}
-
-/// Leaves out steps as long as those that stay fail, larger runs first.
-fn shrink(geometry: Geometry, mut steps: Vec<Step>) -> Vec<Step> {
-    let mut len = steps.len() / 2;
-    while len > 0 {
-        let mut at = 0;
-        while at + len <= steps.len() {
-            let fewer = [&steps[..at], &steps[at + len..]].concat();
-            match perform(geometry, &fewer) {
-                Ok(()) => at += len,
-                Err(_) => steps = fewer,
-            }
-        }
-        len /= 2;
-    }
-    steps
-}
-
-/// Performs random steps; a failure is reported with the shortest list that shows it.
-fn check(geometry: Geometry, profile: Profile, seed: u64, count: usize) {
-    if let Err((first, steps)) = draw(geometry, profile, seed, count) {
-        let steps = shrink(geometry, steps);
-        let problem = perform(geometry, &steps).expect_err("it did fail");
+    fn tell(steps: &[Step], problem: &str) -> String {
         let list: Vec<String> = steps.iter().map(|step| format!("{step:?}")).collect();
-        panic!("seed {seed}, {geometry:?}: {first}; shorter: {problem}, after:\n{}", list.join("\n"));
+        format!("{problem}, after:\n{}", list.join("\n"))
     }
+
+    fn end(mut self) -> Result<Image, String> {
+        self.workload.compare()?;
+        let workload = self.workload.remount(&self.script.geometry)?;
+        Ok(workload.world.disk.snapshot())
+    }
+}
+
+fn perform(script: Script, numbers: &[u64]) -> Result<Image, String> {
+    let run = numbers.iter().try_fold(Run::new(script)?, |run, number| run.step(*number));
+    run.and_then(Run::end)
+}
+
+/// Random lists of steps, always the same ones; a failure is reported with the shortest list that shows it.
+fn check(script: Script, cases: u32, steps: usize) {
+    let config = Config { cases, failure_persistence: None, max_shrink_iters: 2_000, ..Config::default() };
+    let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let lists = collection::vec(any::<u64>(), steps / 2..steps);
+    let result =
+        runner.run(&lists, |numbers| perform(script, &numbers).map(drop).map_err(TestCaseError::fail));
+    result.unwrap_or_else(|problem| panic!("{script:?}: {problem}"));
 }
 
 #[test]
 fn a_seed_gives_the_same_device_in_every_run() {
+    let script = Script { geometry: Geometry::TINY, profile: Profile::SMALL, compare_every: 40 };
     let bytes = || {
-        let image = draw(Geometry::ALL[0], Profile::SMALL, 7, 2000).expect("agrees with the oracle");
+        let numbers: Vec<u64> = (0..2000).collect();
+        let image = perform(script, &numbers).expect("agrees with the oracle");
         let mut bytes = vec![0; image.size() as usize];
         image.read(0, &mut bytes);
         bytes
@@ -119,17 +124,26 @@ fn a_seed_gives_the_same_device_in_every_run() {
 }
 
 #[test]
-fn random_operations_in_a_small_tree_agree_with_the_oracle() {
-    for seed in 0..30 {
-        check(Geometry::ALL[seed as usize % 3], Profile::SMALL, seed, 800);
+fn random_operations_agree_with_the_oracle_after_each_one() {
+    for geometry in Geometry::ALL {
+        check(Script { geometry, profile: Profile::SMALL, compare_every: 1 }, 8, 500);
+    }
+}
+
+#[test]
+fn random_operations_that_nobody_looks_at_agree_with_the_oracle_later() {
+    for geometry in Geometry::ALL {
+        check(Script { geometry, profile: Profile::SMALL, compare_every: 40 }, 10, 1200);
     }
 }
 
 /// Large files on a small device: it is full most of the time.
 #[test]
 fn random_operations_on_a_nearly_full_device_agree_with_the_oracle() {
-    for seed in 100..130 {
-        check(Geometry::ALL[seed as usize % 3], Profile::WIDE, seed, 600);
+    for geometry in Geometry::ALL {
+        for (profile, compare_every) in [(Profile::WIDE, 40), (Profile::FULL, 1)] {
+            check(Script { geometry, profile, compare_every }, 5, 800);
+        }
     }
 }
 

@@ -69,7 +69,7 @@ fn touch(world: &World, files: usize) {
 
 /// Reads that the device is asked for until the file system answers.
 fn reads_of_mount(image: Image) -> usize {
-    let disk = SimDisk::from_image(image, GEOMETRY.sector, 1);
+    let disk = GEOMETRY.disk(image, 1);
     disk.trace();
     let world = World::mount(&disk, &GEOMETRY, 10).unwrap();
     let reads = disk.take_trace().iter().filter(|asked| asked.kind == OpKind::Read).count();
@@ -79,7 +79,7 @@ fn reads_of_mount(image: Image) -> usize {
 
 /// The same file system mounted once more, with files touched, and the power cut.
 fn crashed(disk: &Rc<SimDisk>, files: usize) -> Image {
-    let disk = SimDisk::from_image(disk.snapshot(), GEOMETRY.sector, 1);
+    let disk = GEOMETRY.disk(disk.snapshot(), 1);
     let world = World::mount(&disk, &GEOMETRY, 5).unwrap();
     touch(&world, files);
     disk.crash(CrashChoice::Nothing).snapshot()

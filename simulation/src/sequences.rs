@@ -255,23 +255,22 @@ impl Sequences {
 
     /// Sequences of one operation.
     pub(crate) fn singles() -> u64 {
-        (vocabulary().len() * GAPS.len()) as u64
+        vocabulary().len() as u64
     }
 
     /// Sequences of two operations; [`Sequences::pair`] knows as many.
     pub(crate) fn pairs() -> u64 {
-        Self::singles() * vocabulary().len() as u64
+        let words = vocabulary().len() as u64;
+        words * GAPS.len() as u64 * words
     }
 
-    /// An operation and what comes behind it: each power cut from the first operation of the device on.
+    /// An operation and every gap behind it.
     ///
     /// # Errors
     /// The broken promise.
     pub(crate) fn single(&mut self, number: u64) -> Result<(), String> {
-        let (word, gap) = self.word(number);
-        let mut operations = vec![word.clone()];
-        operations.extend(gap.after(&word));
-        self.run(&operations, 0, number.is_multiple_of(2))
+        let word = self.words[number as usize % self.words.len()].clone();
+        self.every_end(Vec::new(), word)
     }
 
     /// Two operations with a gap between them and every gap behind them: each power cut from the beginning of the
@@ -281,7 +280,8 @@ impl Sequences {
     /// The broken promise.
     pub(crate) fn pair(&mut self, number: u64) -> Result<(), String> {
         let (first, gap) = self.word(number);
-        let second = self.words[(number / Self::singles()) as usize % self.words.len()].clone();
+        let beginnings = (self.words.len() * GAPS.len()) as u64;
+        let second = self.words[(number / beginnings) as usize % self.words.len()].clone();
         self.every_end(vec![(first, gap)], second)
     }
 

@@ -1,7 +1,5 @@
 //! Space that runs out, at each step of every kind of operation.
 
-use bdev::sim::SimDisk;
-
 use crate::operation::{Durability, NewKind, Operation, Target};
 use crate::sequences::{base, every_kind};
 use crate::workload::{Log, Workload};
@@ -10,7 +8,7 @@ use crate::world::{Geometry, World};
 /// Fills the device until so many bytes are left, then does every kind of operation.
 fn short_of_space(geometry: &Geometry, left: u64) -> Result<(), String> {
     let (image, state) = base(geometry, 1)?;
-    let disk = SimDisk::from_image(image, geometry.sector, 1);
+    let disk = geometry.disk(image, 1);
     let mut workload = Workload { world: World::mount(&disk, geometry, 10)?, log: Log::new(state) };
     let path = "ballast".to_owned();
     workload.perform(&Operation::Create { path: path.clone(), kind: NewKind::File, mode: 0o600 })?;

@@ -1,7 +1,7 @@
 //! Journal blocks that do not belong to the journal: a write of an earlier mount that a slow path delivers
 //! late (a dead host's request in a network's queue), and a block of another future of the same mount.
 
-use bdev::sim::{CrashChoice, Image, SimDisk};
+use bdev::sim::{CrashChoice, Image};
 
 use crate::operation::{NewKind, Operation};
 use crate::workload::Workload;
@@ -11,7 +11,7 @@ const GEOMETRY: Geometry = Geometry::TINY;
 
 /// A mounted file system in which files of these names were made, each durable before the next.
 fn with_files(image: &Image, names: &[&str]) -> Workload {
-    let disk = SimDisk::from_image(image.clone(), GEOMETRY.sector, 1);
+    let disk = GEOMETRY.disk(image.clone(), 1);
     let mut workload = Workload::new(World::mount(&disk, &GEOMETRY, 10).unwrap()).unwrap();
     for name in names {
         let file = Operation::Create { path: (*name).to_owned(), kind: NewKind::File, mode: 0o600 };
@@ -45,7 +45,7 @@ fn deliver(image: &mut Image, before: &Image, late: &Image, world: &World) {
 }
 
 fn names(image: Image) -> Vec<String> {
-    let disk = SimDisk::from_image(image, GEOMETRY.sector, 1);
+    let disk = GEOMETRY.disk(image, 1);
     let world = World::mount(&disk, &GEOMETRY, 100).unwrap();
     world.walk(&[]).unwrap().paths(|_| true).split_off(1)
 }

@@ -3,6 +3,8 @@
 use std::rc::Rc;
 use std::time::Duration;
 
+#[cfg(test)]
+use bdev::sim::CrashChoice;
 use blobfs::FsError;
 use blobfs::fs::Attr;
 use blobfs::ondisk::Timestamp;
@@ -237,6 +239,23 @@ impl Workload {
         same_state(expected, &found)?;
         expected.was_read();
         Ok(())
+    }
+
+    /// Compares what the file system believes of its space with what a check of the device counts, when everything was
+    /// just synced.
+    ///
+    /// # Errors
+    /// The difference.
+    #[cfg(test)]
+    pub(crate) fn compare_space(&self) -> Result<(), String> {
+        // What was freed waits for the end of background work.
+        self.world.settle();
+        let disk = self.world.disk.crash(CrashChoice::Everything);
+        let held = self.state().nameless().len();
+        match held {
+            0 => self.world.same_space(&crate::world::fsck(&disk)?),
+            _ => Ok(()),
+        }
     }
 
     /// Unmounts and mounts again, and compares everything.

@@ -6,7 +6,7 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 use std::time::Duration;
 
-use bdev::sim::SimDisk;
+use bdev::sim::{Image, SimDisk};
 use bdev::{AlignedBuf, Bdev, IoBuffers};
 use blobfs::check::{Counts, check};
 use blobfs::fs::{
@@ -70,9 +70,16 @@ impl Geometry {
         world.unmount().expect("the first unmount")
     }
 
+    /// A disk with this content. Whatever its blocks are, a power cut may leave a part of one.
+    pub(crate) fn disk(&self, image: Image, seed: u64) -> Rc<SimDisk> {
+        let disk = SimDisk::from_image(image, self.sector, seed);
+        disk.set_tear_unit(SECTOR as u32);
+        disk
+    }
+
     /// A disk on which mkfs was run.
     pub(crate) fn mkfs(&self, seed: u64) -> Rc<SimDisk> {
-        let disk = SimDisk::new(self.device, self.sector, seed);
+        let disk = self.disk(Image::zeroed(self.device), seed);
         let options = self.mkfs_options(seed);
         let bdev: Rc<dyn Bdev> = disk.clone();
         new_reactor(0).block_on(async move { mkfs(&bdev, &options).await }).expect("mkfs");

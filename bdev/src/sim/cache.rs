@@ -139,6 +139,11 @@ pub enum Fate {
         /// Where it went.
         offset: u64,
     },
+    /// It was acknowledged and stays in the cache: the next so many flushes do not cover it.
+    Delayed {
+        /// How many.
+        flushes: u32,
+    },
 }
 
 /// One entry of a [`History`].
@@ -179,6 +184,18 @@ pub enum CrashChoice {
         /// Source of the choice.
         seed: u64,
     },
+    /// A random set of whole writes: a disk that tears nothing.
+    Whole {
+        /// Source of the choice.
+        seed: u64,
+    },
+    /// The first so many, and of the next one a random part: a disk that writes in order, and tears.
+    TornAfter {
+        /// Writes before the torn one.
+        count: usize,
+        /// Source of the choice.
+        seed: u64,
+    },
 }
 
 enum Survival {
@@ -188,6 +205,13 @@ enum Survival {
 }
 
 impl CrashChoice {
+    fn seed(self) -> u64 {
+        match self {
+            Self::Random { seed } | Self::Whole { seed } | Self::TornAfter { seed, .. } => seed,
+            Self::Nothing | Self::Everything | Self::First(_) | Self::Without(_) | Self::Only(_) => 0,
+        }
+    }
+
     fn survival(self, number: usize, rng: &mut SmallRng) -> Survival {
         let whole = match self {
             Self::Nothing => false,
@@ -195,6 +219,9 @@ impl CrashChoice {
             Self::First(count) => number < count,
             Self::Without(one) => number != one,
             Self::Only(one) => number == one,
+            Self::Whole { .. } => rng.random(),
+            Self::TornAfter { count, .. } if number == count => return Survival::Torn,
+            Self::TornAfter { count, .. } => number < count,
             // Tearing is the rarer event: most states should differ in which writes are there.
             Self::Random { .. } => match rng.random_range(0..5) {
                 0 => return Survival::Torn,
@@ -211,6 +238,8 @@ struct Completed {
     rank: u64,
     mutation: Mutation,
     durable: bool,
+    /// Flushes that do not cover it.
+    delayed: u32,
 }
 
 #[derive(Debug, Clone)]
@@ -228,7 +257,8 @@ enum Running {
 /// Durable content and the changes on their way there.
 #[derive(Debug, Clone)]
 pub struct WriteCache {
-    block_size: u64,
+    /// What a power cut does not tear, in bytes.
+    tear_unit: u64,
     durable: Image,
     next_rank: u64,
     /// In order of completion. Never starts with a durable one: those go to `durable` at once.
@@ -240,12 +270,22 @@ impl WriteCache {
     /// An empty cache over durable content.
     pub fn new(durable: Image, block_size: u32) -> Self {
         Self {
-            block_size: u64::from(block_size),
+            tear_unit: u64::from(block_size),
             durable,
             next_rank: 0,
             completed: Vec::new(),
             running: BTreeMap::new(),
         }
+    }
+
+    /// What a power cut does not tear, in bytes.
+    pub(super) fn tear_unit(&self) -> u64 {
+        self.tear_unit
+    }
+
+    /// Sets what a power cut does not tear, in bytes.
+    pub(super) fn set_tear_unit(&mut self, bytes: u32) {
+        self.tear_unit = u64::from(bytes);
     }
 
     /// What no power cut can take away.
@@ -281,7 +321,7 @@ impl WriteCache {
 
     fn end_change(&mut self, mutation: Mutation, fua: bool, fate: Fate) -> Vec<Mutation> {
         let effect = match fate {
-            Fate::Done => vec![mutation],
+            Fate::Done | Fate::Delayed { .. } => vec![mutation],
             Fate::Lost => Vec::new(),
             Fate::Misdirected { offset } => vec![mutation.moved(offset)],
             Fate::Cut { bytes } => {
@@ -290,12 +330,14 @@ impl WriteCache {
             }
             Fate::Failed { seed } => {
                 let mut rng = SmallRng::seed_from_u64(seed);
-                mutation.torn(self.block_size, || rng.random())
+                mutation.torn(self.tear_unit, || rng.random())
             }
         };
         let durable = fua && fate == Fate::Done;
+        let delayed = if let Fate::Delayed { flushes } = fate { flushes } else { 0 };
         for mutation in &effect {
-            self.completed.push(Completed { rank: self.next_rank, mutation: mutation.clone(), durable });
+            let (rank, mutation) = (self.next_rank, mutation.clone());
+            self.completed.push(Completed { rank, mutation, durable, delayed });
             self.next_rank += 1;
         }
         self.settle();
@@ -306,7 +348,8 @@ impl WriteCache {
         match fate {
             Fate::Done => {
                 for entry in self.completed.iter_mut().filter(|entry| entry.rank < before) {
-                    entry.durable = true;
+                    entry.durable |= entry.delayed == 0;
+                    entry.delayed = entry.delayed.saturating_sub(1);
                 }
             }
             // As Linux after a failed write-back: pages count as clean, their content never arrives.
@@ -314,7 +357,7 @@ impl WriteCache {
                 let mut rng = SmallRng::seed_from_u64(seed);
                 self.completed.retain(|entry| entry.durable || rng.random());
             }
-            Fate::Lost | Fate::Misdirected { .. } | Fate::Cut { .. } => {}
+            Fate::Lost | Fate::Misdirected { .. } | Fate::Cut { .. } | Fate::Delayed { .. } => {}
         }
         self.settle();
     }
@@ -335,7 +378,7 @@ impl WriteCache {
 
     /// What a power cut leaves.
     pub fn crash(&self, choice: CrashChoice) -> Image {
-        let seed = if let CrashChoice::Random { seed } = choice { seed } else { 0 };
+        let seed = choice.seed();
         let mut rng = SmallRng::seed_from_u64(seed);
         let mut image = self.durable.clone();
         let mut number = 0;
@@ -353,7 +396,7 @@ impl WriteCache {
                 Survival::Whole => mutation.apply(&mut image),
                 Survival::Absent => {}
                 Survival::Torn => {
-                    for part in mutation.torn(self.block_size, || rng.random()) {
+                    for part in mutation.torn(self.tear_unit, || rng.random()) {
                         part.apply(&mut image);
                     }
                 }

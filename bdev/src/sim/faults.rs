@@ -1,6 +1,7 @@
 //! Faults that operations of a device meet: which operation, and what happens to it.
 
 use std::ops::Range;
+use std::time::Duration;
 
 /// Kind of a device operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +33,18 @@ pub enum Effect {
     Lost,
     /// It is acknowledged and went to another place. A flush makes nothing durable.
     Misdirected,
+    /// A write is acknowledged and shown to readers, and stays in the cache whatever flush or FUA asks for, until so
+    /// many flushes have ended. Of a flush: it makes nothing durable. A read is as ever.
+    Delayed {
+        /// Flushes that do not cover it.
+        flushes: u32,
+    },
+    /// It hangs for so long and fails with ETIMEDOUT; what it did is as open as after an error. A disk without a
+    /// clock ([`super::SimDisk::set_clock`]) fails it at once.
+    Timeout {
+        /// How long it hangs.
+        after: Duration,
+    },
 }
 
 /// A fault that some operations of a kind meet.

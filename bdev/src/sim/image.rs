@@ -1,5 +1,6 @@
 //! The bytes of a simulated device: sparse, and shared between clones until one of them changes.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
 use std::ops::Range;
@@ -12,7 +13,33 @@ use rand::{RngCore, SeedableRng};
 /// has 256 of them.
 const CHUNK: usize = 4096;
 
-type Chunk = [u8; CHUNK];
+#[derive(Clone)]
+struct Chunk {
+    bytes: [u8; CHUNK],
+    /// Hash of the bytes since they last changed; clones of an image share it with the chunk.
+    hash: Cell<Option<u64>>,
+}
+
+impl Chunk {
+    fn zeroed() -> Self {
+        Self { bytes: [0; CHUNK], hash: Cell::new(None) }
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8; CHUNK] {
+        self.hash.set(None);
+        &mut self.bytes
+    }
+
+    /// The same for equal bytes; 0 for zeros, which count as not stored.
+    fn hash(&self, hasher: &foldhash::quality::FixedState) -> u64 {
+        self.hash.get().unwrap_or_else(|| {
+            let zero = self.bytes.iter().all(|&byte| byte == 0);
+            let hash = if zero { 0 } else { hasher.hash_one(&self.bytes[..]).max(1) };
+            self.hash.set(Some(hash));
+            hash
+        })
+    }
+}
 
 /// Content of a device. Cloning costs nothing; the first change of a clone copies its map of chunks, each
 /// change of a shared chunk that chunk.
@@ -39,7 +66,7 @@ impl Image {
         for piece in pieces(offset, out.len()) {
             let part = &mut out[piece.done.clone()];
             match self.chunks.get(&piece.chunk) {
-                Some(chunk) => part.copy_from_slice(&chunk[piece.inside]),
+                Some(chunk) => part.copy_from_slice(&chunk.bytes[piece.inside]),
                 None => part.fill(0),
             }
         }
@@ -49,8 +76,8 @@ impl Image {
     pub fn write(&mut self, offset: u64, bytes: &[u8]) {
         let chunks = Rc::make_mut(&mut self.chunks);
         for piece in pieces(offset, bytes.len()) {
-            let chunk = chunks.entry(piece.chunk).or_insert_with(|| Rc::new([0; CHUNK]));
-            Rc::make_mut(chunk)[piece.inside].copy_from_slice(&bytes[piece.done]);
+            let chunk = chunks.entry(piece.chunk).or_insert_with(|| Rc::new(Chunk::zeroed()));
+            Rc::make_mut(chunk).bytes_mut()[piece.inside].copy_from_slice(&bytes[piece.done]);
         }
     }
 
@@ -75,16 +102,21 @@ impl Image {
             let base = number * unit;
             let start = range.start.saturating_sub(base) as usize;
             let end = (range.end - base).min(unit) as usize;
-            change(number, &mut Rc::make_mut(chunk)[start..end]);
+            change(number, &mut Rc::make_mut(chunk).bytes_mut()[start..end]);
         }
     }
 
-    /// A number that is equal for images of equal content (and different for others, but for accidents).
+    /// A number that is equal for images of equal content (and different for others, but for accidents). Only chunks
+    /// that changed since they were last hashed, in this image or the one that they come from, are read.
     pub fn content_hash(&self) -> u64 {
-        let mut hasher = foldhash::quality::FixedState::with_seed(self.size).build_hasher();
-        for (number, chunk) in self.chunks.iter().filter(|(_, chunk)| chunk.iter().any(|&byte| byte != 0)) {
-            hasher.write_u64(*number);
-            hasher.write(&chunk[..]);
+        let state = foldhash::quality::FixedState::with_seed(self.size);
+        let mut hasher = state.build_hasher();
+        for (number, chunk) in self.chunks.iter() {
+            let hash = chunk.hash(&state);
+            if hash != 0 {
+                hasher.write_u64(*number);
+                hasher.write_u64(hash);
+            }
         }
         hasher.finish()
     }

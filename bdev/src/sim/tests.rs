@@ -205,3 +205,65 @@ fn a_trace_lists_what_was_asked_for_whatever_became_of_it() {
     now(disk.flush()).unwrap();
     assert!(disk.take_trace().is_empty());
 }
+
+#[test]
+fn a_delayed_write_is_read_at_once_and_lost_in_spite_of_a_flush() {
+    let disk = disk();
+    disk.inject(Fault::nth(OpKind::Write, 0, Effect::Delayed { flushes: 1 }));
+    write(&disk, 0, BLOCK, 1, WriteFlags::FUA);
+    write(&disk, 512, BLOCK, 2, WriteFlags::NONE);
+    now(disk.flush()).unwrap();
+    assert_eq!(block_of(&disk.snapshot(), 0), 1);
+    let lost = disk.crash(CrashChoice::Nothing).snapshot();
+    assert_eq!((block_of(&lost, 0), block_of(&lost, 512)), (0, 2));
+    now(disk.flush()).unwrap();
+    assert_eq!(block_of(&disk.crash(CrashChoice::Nothing).snapshot(), 0), 1);
+}
+
+#[test]
+fn an_operation_that_times_out_takes_its_time_and_fails() {
+    let reactor = Reactor::new(Rc::new(VirtualClock::new(Duration::ZERO)));
+    let disk = disk();
+    disk.set_clock(&reactor);
+    let after = Duration::from_secs(30);
+    disk.inject(Fault::nth(OpKind::Write, 0, Effect::Timeout { after }));
+    let io = disk.write(0, bytes(BLOCK, 1), WriteFlags::NONE);
+    assert_eq!(reactor.block_on(io), Err(BdevError::Io { offset: 0, errno: libc::ETIMEDOUT }));
+    assert!(reactor.clock().monotonic() >= after);
+    write(&disk, 0, BLOCK, 2, WriteFlags::NONE);
+}
+
+#[test]
+fn whole_writes_are_never_torn_and_torn_ones_only_where_the_choice_says() {
+    let disk = disk();
+    for number in 0..3 {
+        write(&disk, number * 4096, 4096, 1, WriteFlags::NONE);
+    }
+    let blocks = |choice, number: u64| -> usize {
+        let image = disk.crash(choice).snapshot();
+        (0..8).filter(|block| block_of(&image, number * 4096 + block * 512) == 1).count()
+    };
+    let mut parts = HashSet::new();
+    for seed in 0..50 {
+        for number in 0..3 {
+            assert!([0, 8].contains(&blocks(CrashChoice::Whole { seed }, number)));
+        }
+        let torn = CrashChoice::TornAfter { count: 1, seed };
+        assert_eq!((blocks(torn, 0), blocks(torn, 2)), (8, 0));
+        parts.insert(blocks(torn, 1));
+    }
+    assert!(parts.len() > 3);
+}
+
+#[test]
+fn a_device_of_large_blocks_may_tear_them() {
+    let disk = SimDisk::new(1 << 20, 4096, 1);
+    disk.set_tear_unit(512);
+    write(&disk, 0, 4096, 1, WriteFlags::NONE);
+    let torn = (0..20).any(|seed| {
+        let image = disk.crash(CrashChoice::Random { seed }).snapshot();
+        let blocks: HashSet<u8> = (0..8).map(|block| block_of(&image, block * 512)).collect();
+        blocks.len() == 2
+    });
+    assert!(torn);
+}
