@@ -209,8 +209,16 @@ fn patch_superblocks(image: &str, offset: usize, bytes: &[u8]) {
 fn other_versions_and_features_are_refused() {
     let scratch = Scratch::new();
     let image = scratch.image("image");
+    let before = fs::read(&image).unwrap();
     patch_superblocks(&image, 12, &3_u32.to_le_bytes());
     unusable(&image, "version 3");
+    // One copy is enough: the other one may be older.
+    let file = File::options().write(true).open(&image).unwrap();
+    file.write_all_at(&before[8192..8704], 8192).unwrap();
+    let before = fs::read(&image).unwrap();
+    refused(&["fsck", &image], 8, "version 3");
+    refused(&["fsck", "--repair", &image], 8, "version 3");
+    assert!(fs::read(&image).unwrap() == before);
 
     let image = scratch.image("features");
     patch_superblocks(&image, 32, &64_u64.to_le_bytes());
@@ -311,6 +319,19 @@ fn a_careful_repair_leaves_what_could_lose_something() {
 }
 
 #[test]
+fn under_the_name_that_fsck_looks_for_it_is_fsck() {
+    let scratch = Scratch::new();
+    let image = damaged_image(&scratch);
+    let link = scratch.path("fsck.blobfs");
+    std::os::unix::fs::symlink(env!("CARGO_BIN_EXE_blobfs"), &link).unwrap();
+    let status = |arguments: &[&str]| Command::new(&link).args(arguments).output().unwrap().status.code();
+    assert_eq!(status(&["-a", &image]), Some(4));
+    assert_eq!(status(&["-y", &image]), Some(1));
+    assert_eq!(status(&["-f", "-y", &image]), Some(0));
+    assert_eq!(status(&["-z", &image]), Some(16));
+}
+
+#[test]
 fn an_image_without_a_superblock_is_left_as_it_is() {
     let scratch = Scratch::new();
     let image = damaged_image(&scratch);
@@ -388,9 +409,19 @@ fn catches_interrupts(process: u32) -> bool {
 fn a_check_that_is_interrupted_says_so() {
     let scratch = Scratch::new();
     let image = slow_image(&scratch);
-    for signal in [Signal::INT, Signal::TERM] {
+    let check = "the check was cancelled by a signal; nothing was changed";
+    let repair =
+        "the repair was cancelled by a signal; nothing that counts was changed, it can be done again";
+    let scrub = "the scrub was cancelled by a signal; nothing was changed";
+    let cases = [
+        (Signal::INT, &["fsck"][..], check),
+        (Signal::TERM, &["fsck"], check),
+        (Signal::INT, &["fsck", "--repair"], repair),
+        (Signal::INT, &["scrub"], scrub),
+    ];
+    for (signal, arguments, expected) in cases {
         let mut command = Command::new(env!("CARGO_BIN_EXE_blobfs"));
-        command.args(["fsck", &image]).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.args(arguments).arg(&image).stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().unwrap();
         while !catches_interrupts(child.id()) {
             std::thread::yield_now();
@@ -399,10 +430,7 @@ fn a_check_that_is_interrupted_says_so() {
         let output = child.wait_with_output().unwrap();
         let text = String::from_utf8(output.stderr).unwrap();
         assert_eq!(output.status.code(), Some(32), "{text}");
-        assert_eq!(
-            text,
-            format!("blobfs: {image}: the check was cancelled by a signal; nothing was changed\n")
-        );
+        assert_eq!(text, format!("blobfs: {image}: {expected}\n"));
         assert!(output.stdout.is_empty());
     }
 }

@@ -104,6 +104,11 @@ fn open_store(args: &ServeArgs, spec: &ImageSpec, reactor: &Rc<Reactor>) -> Resu
                     "format it with 'blobfs mkfs {image}', which loses what it holds, or use another image"
                 )
             }
+            store::OpenError::DamagedSuperblock { .. }
+            | store::OpenError::MixedSuperblocks
+            | store::OpenError::Failed(FsError::Corrupt(_)) => {
+                format!("see what is wrong with 'blobfs fsck {image}' and repair it with --repair")
+            }
             _ => "use an image that blobfs made, undamaged and whole".to_owned(),
         };
         Failure::new(image, error, advice)

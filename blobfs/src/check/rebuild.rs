@@ -172,8 +172,9 @@ struct Room {
     free: VecDeque<u64>,
     used: BlockSet,
     avoid: BlockSet,
-    /// Where the search for free blocks goes on.
-    cursor: u64,
+    /// Nodes of the next chunk, and where the search for free blocks goes on: there is no room for a chunk of this
+    /// size before.
+    next_chunk: (u32, u64),
 }
 
 impl Room {
@@ -188,7 +189,7 @@ impl Room {
             free: VecDeque::new(),
             used: plan.used.clone(),
             avoid: plan.avoid.clone(),
-            cursor: superblock.first_data_block(),
+            next_chunk: (CHUNK_NODES, superblock.first_data_block()),
             superblock,
         };
         let node_blocks = room.superblock.node_blocks();
@@ -268,19 +269,21 @@ impl Room {
     /// Makes a chunk of free blocks, as large as there is room for.
     fn claim(&mut self) -> Result<(), OpenError> {
         let node_blocks = self.superblock.node_blocks();
-        let mut nodes = CHUNK_NODES;
         loop {
+            let (nodes, from) = self.next_chunk;
             let count = u64::from(nodes) * node_blocks;
-            if let Some(start) = self.avoid.find_free(&self.superblock, self.cursor, count) {
-                self.take_blocks(start, count);
-                self.chunks.insert(start, ChunkEntry { start, used: 0, nodes });
-                self.free.extend((0..u64::from(nodes)).map(|place| start + place * node_blocks));
-                return Ok(());
-            }
-            nodes /= 2;
             if nodes == 0 {
                 return Err(FsError::NoSpace.into());
             }
+            let Some(start) = self.avoid.find_free(&self.superblock, from, count) else {
+                self.next_chunk = (nodes / 2, self.superblock.first_data_block());
+                continue;
+            };
+            self.next_chunk = (nodes, start + count);
+            self.take_blocks(start, count);
+            self.chunks.insert(start, ChunkEntry { start, used: 0, nodes });
+            self.free.extend((0..u64::from(nodes)).map(|place| start + place * node_blocks));
+            return Ok(());
         }
     }
 

@@ -181,6 +181,10 @@ struct Repairer<'a> {
     gaps: u64,
     /// Blocks that must not be written: in use, or called so by the bitmaps, in any state that was found.
     avoid: BlockSet,
+    /// Where the search for free blocks goes on.
+    cursor: u64,
+    /// There is no free run of so many blocks.
+    too_many: u64,
     next_id: u64,
     /// The directory for what has no name, once it is known or made.
     lost_and_found: Option<InodeId>,
@@ -195,6 +199,8 @@ impl<'a> Repairer<'a> {
             rescued: Vec::new(),
             gaps: 0,
             avoid: BlockSet::new(&subject.superblock),
+            cursor: subject.superblock.first_data_block(),
+            too_many: u64::MAX,
             next_id: subject.journal.next_id,
             lost_and_found: None,
             now,
@@ -365,13 +371,27 @@ impl<'a> Repairer<'a> {
         self.edits.add(Change::Item(key, ItemEdit::Insert(value)));
     }
 
+    /// The first block of a free run.
+    fn find_free(&mut self, count: u64) -> Option<u64> {
+        if count >= self.too_many {
+            return None;
+        }
+        let superblock = &self.subject.superblock;
+        let first = superblock.first_data_block();
+        let behind = self.avoid.find_free(superblock, self.cursor, count);
+        let found = behind.or_else(|| self.avoid.find_free(superblock, first, count));
+        match found {
+            Some(start) => self.cursor = start + count,
+            None => self.too_many = count,
+        }
+        found
+    }
+
     /// Gives an extent a copy of its blocks, in free ones; false when there are none or they cannot be read.
     async fn copy(&mut self, key: Key, item: ExtentItem) -> Result<bool, OpenError> {
         let superblock = self.subject.superblock.clone();
         let count = u64::from(item.blocks);
-        let Some(start) = self.avoid.find_free(&superblock, superblock.first_data_block(), count) else {
-            return Ok(false);
-        };
+        let Some(start) = self.find_free(count) else { return Ok(false) };
         let from = item.device_range().start.0;
         let written = !item.flags.contains(ExtentFlags::UNWRITTEN);
         if written && !copy_blocks(self.subject.bdev, &superblock, from, start, count).await? {

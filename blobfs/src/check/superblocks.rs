@@ -28,6 +28,12 @@ pub(super) enum Choice {
 /// Checks both copies; gives the one that counts, or the one that is left.
 pub(super) async fn choose(bdev: &Rc<dyn Bdev>, findings: &mut Findings) -> Result<Choice, OpenError> {
     let copies = read_copies(bdev, findings).await;
+    for copy in &copies {
+        // What a later version has written must not be judged, let alone overwritten.
+        if let Err(Unusable::Wrong(error @ SuperblockError::Version { .. })) = copy {
+            return Err(OpenError::BadSuperblock { error: error.clone() });
+        }
+    }
     for (copy, result) in copies.iter().enumerate() {
         match result {
             Ok(superblock) if superblock.generation % 2 != copy as u64 => {

@@ -73,7 +73,7 @@ the old one. A repair that is interrupted, by a power cut too, has changed nothi
 If the device is failing, copy it to another one first and repair the copy.
 
   -p does only what gives nothing up: counters, counts, bitmaps, flags and the like. If anything else is needed, \
-nothing is changed and the exit status says that damage is left. This is for checks at boot.
+nothing is changed and the exit status says that damage is left. This is for checks at boot: linked as fsck.blobfs, the program is what fsck(8) looks for.
 
 JSON
   --json prints one object:

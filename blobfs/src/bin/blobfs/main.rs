@@ -11,6 +11,8 @@ mod progress;
 mod scrub;
 mod signature;
 
+use std::ffi::OsString;
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -20,7 +22,7 @@ use cli::{Cli, Command};
 use failure::{Failure, Status};
 
 fn main() -> ExitCode {
-    let result = match Cli::try_parse() {
+    let result = match Cli::try_parse_from(arguments()) {
         Ok(cli) => run(cli.command),
         Err(error) => explain(&error),
     };
@@ -28,6 +30,15 @@ fn main() -> ExitCode {
         eprintln!("{failure}");
         failure.exit_code()
     })
+}
+
+/// The command line. Under the name `fsck.blobfs`, by which fsck(8) looks for it, the program is `blobfs fsck`.
+fn arguments() -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    if arguments.first().is_some_and(|name| Path::new(name).file_name() == Some("fsck.blobfs".as_ref())) {
+        arguments.insert(1, "fsck".into());
+    }
+    arguments
 }
 
 fn run(command: Command) -> Result<ExitCode, Failure> {
@@ -47,10 +58,8 @@ fn explain(error: &clap::Error) -> Result<ExitCode, Failure> {
             Err(error) => Err(Failure::new("standard output", error, "nothing was done")),
         };
     }
-    let status = match std::env::args().nth(1).as_deref() {
-        Some("fsck" | "scrub") => Status::FsckUsage,
-        _ => Status::Usage,
-    };
+    let is_check = arguments().get(1).is_some_and(|command| command == "fsck" || command == "scrub");
+    let status = if is_check { Status::FsckUsage } else { Status::Usage };
     if error.kind() == ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         return Err(Failure::new("command line", "no command was given", "see 'blobfs --help'").with(status));
     }

@@ -5,6 +5,7 @@ use std::collections::HashSet;
 
 use bdev::sim::{Effect, Fault, OpKind};
 use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 
 use super::*;
@@ -491,33 +492,124 @@ fn a_device_that_fails_during_a_repair_leaves_it_to_be_done_again() {
     }
 }
 
+/// Writes over random bytes of the metadata of a disk. Gives the inodes that lose items by that.
+fn damage_at_random(disk: &Rc<SimDisk>, superblock: &Superblock, rng: &mut SmallRng) -> HashSet<u64> {
+    let mut lost = HashSet::new();
+    for _ in 0..rng.random_range(1..4) {
+        let nodes = nodes_of(disk, superblock);
+        // Without a root there is nothing more that could be found.
+        let Some((block, inodes)) = nodes.choose(rng) else { break };
+        let at = block * u64::from(BLOCK) + rng.random_range(0..NODE as u64 - 16);
+        disk.poke(at, &rng.random::<[u8; 16]>());
+        lost.extend(inodes.iter().copied());
+    }
+    lost
+}
+
+/// What can be found of an undamaged sample although some inodes have lost items.
+fn assert_kept(disk: &Rc<SimDisk>, lost: &HashSet<u64>, what: &str) {
+    let now = seen(disk);
+    for (name, was) in &undamaged() {
+        // Entries are items of the directory: their node may be another one than the inode's.
+        let mut parents = std::iter::once(1).chain(was.path.iter().copied());
+        if parents.all(|inode| !lost.contains(&inode)) {
+            assert_eq!(now.get(name), Some(was), "{what}: {name}");
+        }
+    }
+}
+
 #[test]
 fn random_damage_of_metadata_is_repaired() {
     let sample = Sample::new();
-    let (image, all) = (sample.disk.snapshot(), undamaged());
+    let image = sample.disk.snapshot();
     let superblock = sample.superblock();
     let mut rng = SmallRng::seed_from_u64(11);
     for round in 0..150 {
         let disk = SimDisk::from_image(image.clone(), BLOCK, 1);
-        let mut lost = HashSet::new();
-        for _ in 0..rng.random_range(1..4) {
-            let nodes = nodes_of(&disk, &superblock);
-            let (block, inodes) = &nodes[rng.random_range(0..nodes.len())];
-            let at = block * u64::from(BLOCK) + rng.random_range(0..NODE as u64 - 16);
-            disk.poke(at, &rng.random::<[u8; 16]>());
-            lost.extend(inodes.iter().copied());
-        }
+        let lost = damage_at_random(&disk, &superblock, &mut rng);
         let report = repair_with(&disk, ALL).unwrap();
         assert!(report.changed && report.after.is_clean(), "{round}: {report:#?}");
-        let now = seen(&disk);
-        for (name, was) in &all {
-            // Entries are items of the directory: their node may be another one than the inode's.
-            let parents = std::iter::once(1).chain(was.path.iter().copied());
-            if parents.into_iter().all(|inode| !lost.contains(&inode)) {
-                assert_eq!(now.get(name), Some(was), "{round}: {name} {report:#?}");
+        assert_kept(&disk, &lost, &format!("{round}: {report:#?}"));
+    }
+}
+
+#[test]
+fn random_damage_under_a_journal_is_repaired() {
+    // Everything of a sample is in a checkpoint; the journal makes and deletes more.
+    let sample = Sample::new();
+    let mounted = Mounted::new(&sample.disk, &reactor());
+    let (ctx, sub) = (mounted.ctx, sample.sub);
+    for number in 0..20 {
+        mounted.create(sub, &format!("more {number}"), FILE);
+    }
+    let file = mounted.create(sample.dir, "written", FILE);
+    mounted.write(file, 0, 5000);
+    mounted.run(move |fs| fs.unlink(&ctx, sub, b"more 3"));
+    mounted.sync();
+    let image = sample.disk.crash(CrashChoice::Nothing).snapshot();
+    let superblock = newest(&SimDisk::from_image(image.clone(), BLOCK, 1));
+    let mut rng = SmallRng::seed_from_u64(12);
+    for round in 0..100 {
+        let disk = SimDisk::from_image(image.clone(), BLOCK, 1);
+        let lost = damage_at_random(&disk, &superblock, &mut rng);
+        let report = repair_with(&disk, ALL).unwrap();
+        assert!(report.changed && report.after.is_clean(), "{round}: {report:#?}");
+        assert_kept(&disk, &lost, &format!("{round}: {report:#?}"));
+        if [1, sample.dir.0, file.0].iter().all(|inode| !lost.contains(inode)) {
+            let mounted = Mounted::new(&disk, &reactor());
+            assert_eq!(mounted.see("dir/written").unwrap().content, pattern(file, 0, 5000));
+        }
+    }
+}
+
+#[test]
+fn a_repair_of_random_damage_can_be_interrupted_anywhere() {
+    let sample = Sample::new();
+    let image = sample.disk.snapshot();
+    let superblock = sample.superblock();
+    let mut rng = SmallRng::seed_from_u64(13);
+    for round in 0..40 {
+        let disk = SimDisk::from_image(image.clone(), BLOCK, 1);
+        let lost = damage_at_random(&disk, &superblock, &mut rng);
+        disk.record();
+        assert!(repair_with(&disk, ALL).unwrap().after.is_clean());
+        let mut history = disk.take_history();
+        let wanted = seen(&disk);
+        for _ in 0..4 {
+            let point = rng.random_range(0..=history.last_point());
+            let choice = CrashChoice::Random { seed: rng.random() };
+            let crashed = SimDisk::from_image(history.state_at(point, choice), BLOCK, 1);
+            let report = repair_with(&crashed, ALL).unwrap();
+            assert!(report.after.is_clean(), "{round} {point} {choice:?}: {report:#?}");
+            assert_eq!(seen(&crashed), wanted, "{round} {point} {choice:?}");
+        }
+        assert_kept(&disk, &lost, &format!("{round}"));
+    }
+}
+
+#[test]
+fn a_full_device_can_be_repaired() {
+    let sample = Sample::new();
+    let mounted = Mounted::new(&sample.disk, &reactor());
+    let file = mounted.create(InodeId::ROOT, "filler", FILE);
+    let mut offset = 0;
+    for len in [65_536, 4096, 512] {
+        loop {
+            let src = IoBuffers::from_aligned(&Rc::new(AlignedBuf::zeroed(len, BLOCK as usize)));
+            let (fs, ctx) = (mounted.fs.clone(), mounted.ctx);
+            let write = async move { fs.write(ctx, file, offset, src, IoFlags::default()).await };
+            match mounted.reactor.block_on(write) {
+                Ok(count) => offset += count as u64,
+                Err(error) => break assert_eq!(error, FsError::NoSpace),
             }
         }
     }
+    mounted.unmount();
+    sample.damage(|items, txn| items.change(txn, sample.file, |item| item.nlink = 7));
+    sample.patch_node(&[0], |page| page[0] ^= 1);
+    let report = repair_with(&sample.disk, ALL).unwrap();
+    assert!(report.changed && report.after.is_clean(), "{report:#?}");
+    assert_eq!(seen(&sample.disk), undamaged());
 }
 
 /// The leaves of a tree, with the inodes whose items are in them, and the inner nodes.
