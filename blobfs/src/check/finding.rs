@@ -361,6 +361,11 @@ impl Findings {
         }
     }
 
+    /// Whether repairing all of it gives something up.
+    pub(super) fn lose(&self) -> bool {
+        self.list.iter().any(|(_, remedy)| remedy.loses)
+    }
+
     /// Takes over what another list holds.
     pub(super) fn append(&mut self, other: Self) {
         self.left_out += other.left_out;

@@ -323,7 +323,7 @@ impl Census {
             found("a name that no entry can have", removed());
         } else if hash != expected {
             let moved = Key::dirent(InodeId(directory), moved_offset(expected));
-            let remedy = Remedy::safe("moved there").and_delete(key).insert(moved, value);
+            let remedy = Remedy::lossy("moved there").and_delete(key).insert(moved, value);
             found("the offset is not the hash of the name", remedy);
         }
         if !self.owner.names.add(hash, entry.name) {
@@ -368,7 +368,7 @@ impl Census {
         let expected = name_hash(self.superblock.hash_key, name);
         if hash != expected {
             let moved = Key::xattr(InodeId(inode), moved_offset(expected));
-            let remedy = Remedy::safe("moved there").and_delete(key).insert(moved, value);
+            let remedy = Remedy::lossy("moved there").and_delete(key).insert(moved, value);
             found("the offset is not the hash of the name", remedy);
         }
         if !self.owner.xattr_names.add(hash, name) {
@@ -510,36 +510,46 @@ impl Census {
         let kind = if known_type { as_it_is } else { file };
         let unknown = item.flags.bits() & !InodeFlags::all().bits();
         let size = end.saturating_mul(u64::from(self.superblock.block_size)).min(FILE_SIZE_MAX);
+        // With each whether it is a guess, by which something may be given up.
         let checks = [
-            (!known_type || item.mode > 0o177_777, "the mode is of no kind", kind),
-            (unknown != 0, "has unknown flags", InodeEdit { flags_cleared: unknown, ..edit }),
-            (item.size > FILE_SIZE_MAX, "the size is impossible", InodeEdit { size: Some(size), ..edit }),
-            (!is_map(item.map.0), "has no map", InodeEdit { map: Some(number), ..edit }),
+            (!known_type || item.mode > 0o177_777, "the mode is of no kind", kind, true),
+            (unknown != 0, "has unknown flags", InodeEdit { flags_cleared: unknown, ..edit }, false),
+            (
+                item.size > FILE_SIZE_MAX,
+                "the size is impossible",
+                InodeEdit { size: Some(size), ..edit },
+                true,
+            ),
+            (!is_map(item.map.0), "has no map", InodeEdit { map: Some(number), ..edit }, true),
             (
                 item.parent_map.0 != 0,
                 "has a parent map, which this version does not have",
                 InodeEdit { parent_map: Some(0), ..edit },
+                false,
             ),
             (
                 item.project != 0,
                 "has a project, which this version does not have",
                 InodeEdit { no_project: true, ..edit },
+                false,
             ),
             (
                 !is_directory && item.parent.0 != 0,
                 "has a parent, but is no directory",
                 InodeEdit { parent: Some(0), ..edit },
+                false,
             ),
-            (!is_directory && entries, "has directory entries, but is no directory", directory),
+            (!is_directory && entries, "has directory entries, but is no directory", directory, true),
             (
                 !item.flags.contains(self.owner.xattr_flags),
                 "the flags deny an extended attribute",
                 InodeEdit { flags_set: self.owner.xattr_flags, ..edit },
+                false,
             ),
         ];
-        for (_, problem, edit) in checks.into_iter().filter(|(wrong, ..)| *wrong) {
-            let remedy = Remedy::inode(number, "set right", edit);
-            findings.push(Finding::Inode { inode: number, problem }, remedy);
+        for (_, problem, edit, guess) in checks.into_iter().filter(|(wrong, ..)| *wrong) {
+            let remedy = if guess { Remedy::lossy("set right") } else { Remedy::safe("set right") };
+            findings.push(Finding::Inode { inode: number, problem }, remedy.edit_inode(number, edit));
         }
     }
 

@@ -106,8 +106,8 @@ pub struct RepairReport {
 /// Repairs a file system. Nothing is written when nothing is wrong.
 ///
 /// # Errors
-/// As [`super::check`]; and when the device fails while the repair is written, or has no room for it: then
-/// what was there before is there still.
+/// As [`super::check`]; and when the device fails while the repair is written: what was there before is there
+/// still then, or the repair is complete but for the second superblock.
 pub async fn repair(
     bdev: &Rc<dyn Bdev>,
     options: RepairOptions,
@@ -124,18 +124,15 @@ pub async fn repair(
     check_features(&superblock, bdev, false)?;
     let mut subject = Subject::read(bdev, superblock, &mut findings).await;
     subject.lost_is_gone = true;
-    let mut repairer = Repairer::new(subject, options.now);
+    let mut repairer = Repairer::new(subject, options);
     let survey = repairer.first_survey(&mut findings, progress).await;
     if findings.list.is_empty() {
         let after = Report { complete: true, counts: repairer.subject.counts, ..Report::default() };
         return Ok(RepairReport { after, ..finished(Vec::new(), None) });
     }
-    if options.consent == Consent::NothingLost && findings.list.iter().any(|(_, remedy)| remedy.loses) {
-        return refused(bdev, findings, "something would be lost", progress).await;
-    }
     let (survey, found) = match repairer.until_clean(survey, findings, progress).await? {
-        Ok(done) => done,
-        Err(findings) => return refused(bdev, findings, "it does not come to an end", progress).await,
+        Outcome::Clean(survey, found) => (survey, found),
+        Outcome::Refused(found, reason) => return refused(bdev, found, reason, progress).await,
     };
     match repairer.write(survey, copy, both, progress).await {
         Ok(()) => {}
@@ -172,6 +169,15 @@ async fn refused(
     Ok(RepairReport { after, ..finished(left.collect(), Some(reason)) })
 }
 
+/// How working a repair out ends. Either way with all that was found.
+#[expect(clippy::large_enum_variant, reason = "there is one of it")]
+enum Outcome {
+    /// A survey that finds nothing any more.
+    Clean(Survey, Findings),
+    /// Why it is not done.
+    Refused(Findings, &'static str),
+}
+
 /// A repair that is being worked out.
 struct Repairer<'a> {
     subject: Subject<'a>,
@@ -188,12 +194,12 @@ struct Repairer<'a> {
     next_id: u64,
     /// The directory for what has no name, once it is known or made.
     lost_and_found: Option<InodeId>,
-    now: Timestamp,
+    options: RepairOptions,
     round: u32,
 }
 
 impl<'a> Repairer<'a> {
-    fn new(subject: Subject<'a>, now: Timestamp) -> Self {
+    fn new(subject: Subject<'a>, options: RepairOptions) -> Self {
         Self {
             edits: Edits::default(),
             rescued: Vec::new(),
@@ -203,7 +209,7 @@ impl<'a> Repairer<'a> {
             too_many: u64::MAX,
             next_id: subject.journal.next_id,
             lost_and_found: None,
-            now,
+            options,
             round: 0,
             subject,
         }
@@ -254,39 +260,63 @@ impl<'a> Repairer<'a> {
         self.next_id = self.next_id.max(census.highest + 1);
     }
 
-    /// Applies remedies and surveys again, until nothing is found. Gives everything that was found; or what
-    /// is found still, when that does not end.
+    /// Applies remedies and surveys again, until nothing is found.
     async fn until_clean(
         &mut self,
         mut survey: Survey,
         mut findings: Findings,
         progress: &mut dyn FnMut(Progress),
-    ) -> Result<Result<(Survey, Findings), Findings>, OpenError> {
+    ) -> Result<Outcome, OpenError> {
         let mut found = Findings::unlimited();
-        while self.round < ROUNDS_MAX {
-            self.round += 1;
-            self.lost_and_found = self.find_lost_and_found(&survey.census);
-            for change in std::mem::take(&mut findings.more) {
-                self.edits.add(change);
-            }
-            for (finding, mut remedy) in findings.list {
-                if self.apply(&mut remedy, &survey.census).await? {
-                    found.push(finding, remedy);
-                }
-            }
-            let (mut structure, mut items) = (Findings::unlimited(), Findings::unlimited());
-            survey = self.survey(&mut structure, &mut items, progress).await;
-            if survey.gaps != self.gaps {
-                return Err(unsteady());
-            }
-            self.protect(&survey);
-            check_owners(&mut survey.census, &mut items);
-            if items.list.is_empty() {
-                return Ok(Ok((survey, found)));
-            }
-            findings = items;
+        loop {
+            let reason = if findings.list.is_empty() {
+                return Ok(Outcome::Clean(survey, found));
+            } else if self.options.consent == Consent::NothingLost && findings.lose() {
+                "something would be lost"
+            } else if self.round == ROUNDS_MAX {
+                "it does not come to an end"
+            } else {
+                self.round += 1;
+                self.apply_all(findings, &survey.census, &mut found).await?;
+                (survey, findings) = self.next_survey(progress).await?;
+                continue;
+            };
+            found.append(findings);
+            return Ok(Outcome::Refused(found, reason));
         }
-        Ok(Err(findings))
+    }
+
+    /// The survey of what the remedies make.
+    async fn next_survey(
+        &mut self,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<(Survey, Findings), OpenError> {
+        // Of nodes it finds what the first survey found: that is gone when the tree is written.
+        let (mut structure, mut items) = (Findings::limited(), Findings::unlimited());
+        let mut survey = self.survey(&mut structure, &mut items, progress).await;
+        if survey.gaps != self.gaps {
+            return Err(unsteady());
+        }
+        self.protect(&survey);
+        check_owners(&mut survey.census, &mut items);
+        Ok((survey, items))
+    }
+
+    /// Applies the remedies of a survey.
+    async fn apply_all(
+        &mut self,
+        findings: Findings,
+        census: &Census,
+        found: &mut Findings,
+    ) -> Result<(), OpenError> {
+        self.lost_and_found = self.find_lost_and_found(census);
+        findings.more.into_iter().for_each(|change| self.edits.add(change));
+        for (finding, mut remedy) in findings.list {
+            if self.apply(&mut remedy, census).await? {
+                found.push(finding, remedy);
+            }
+        }
+        Ok(())
     }
 
     /// Applies a remedy; false when it has to wait for the next round.
@@ -351,10 +381,10 @@ impl<'a> Repairer<'a> {
         let item = InodeItem {
             nlink: 2,
             parent: InodeId::ROOT,
-            atime: self.now,
-            mtime: self.now,
-            ctime: self.now,
-            btime: self.now,
+            atime: self.options.now,
+            mtime: self.options.now,
+            ctime: self.options.now,
+            btime: self.options.now,
             ..InodeItem::empty(inode, S_IFDIR | 0o700)
         };
         self.edits.add(Change::Item(Key::inode(inode), ItemEdit::Put(item.encode().to_vec())));

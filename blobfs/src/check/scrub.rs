@@ -145,7 +145,21 @@ impl Extent {
         };
         subject.each_item(&Edits::default(), each).await;
         extents.sort_unstable_by_key(|extent| extent.start);
+        Self::clip(&mut extents);
         extents
+    }
+
+    /// Leaves every block to one extent: those of a damaged image may have blocks in common.
+    fn clip(extents: &mut Vec<Self>) {
+        let mut end = 0_u64;
+        for extent in extents.iter_mut() {
+            let before = end.saturating_sub(extent.start).min(extent.count);
+            extent.start += before;
+            extent.file_block += before;
+            extent.count -= before;
+            end = end.max(extent.start + extent.count);
+        }
+        extents.retain(|extent| extent.count > 0);
     }
 }
 

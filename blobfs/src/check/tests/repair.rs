@@ -323,6 +323,20 @@ fn a_careful_repair_gives_nothing_up() {
     assert_eq!(report.refused, Some("something would be lost"));
     assert!(!report.changed && !report.after.is_clean());
     assert_eq!(sample.disk.writes(), writes);
+
+    // What is to be given up comes to light only when something else is repaired.
+    let sample = Sample::new();
+    sample.damage(|items, txn| {
+        txn.delete(items.entry(InodeId::ROOT, "soft"));
+        txn.put(Key::orphan(sample.soft), &[]);
+        items.change(txn, InodeId::ROOT, |item| item.size -= 1);
+    });
+    let report = repair_with(&sample.disk, CAREFUL).unwrap();
+    assert_eq!(report.refused, Some("something would be lost"));
+    let found: Vec<_> = report.findings.into_iter().map(|repaired| repaired.finding).collect();
+    let inode = sample.soft.0;
+    let expected = [Finding::Orphan { inode, problem: "has links" }, Finding::Unreachable { inode }];
+    assert_eq!(found, expected);
 }
 
 #[test]

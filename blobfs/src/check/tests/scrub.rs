@@ -89,6 +89,19 @@ fn what_a_check_finds_a_scrub_finds() {
 }
 
 #[test]
+fn blocks_of_two_files_are_read_once() {
+    let sample = Sample::new();
+    sample.damage(|items, txn| {
+        let item = items.extents(sample.file)[&0];
+        txn.put(Key::extent(MapId(sample.soft.0 + 2), 0), &item.encode());
+    });
+    let report = scrub_of(&sample.disk);
+    let is_double = |finding: &Finding| matches!(finding, Finding::BlocksUsedTwice { .. });
+    assert!(report.check.findings.iter().any(is_double));
+    assert_eq!(report.data_bytes, 8192 + 4096);
+}
+
+#[test]
 fn a_damaged_tree_is_scrubbed_as_far_as_it_goes() {
     let sample = Sample::new();
     sample.patch_node(&[LAST, LAST], |page| page[0] ^= 1);
