@@ -15,6 +15,7 @@
 //! | `campaign` | all of these for as long as one likes: `cargo xtask crash` |
 //! | `model` | test: random operations, remounts, a full device |
 //! | `space` | test: too little space |
+//! | `races` | test: operations at the same time |
 //! | `mount_cost` | test: what a mount reads |
 //! | `stale` | test: journal blocks that do not belong to the journal |
 //! | `give_back` | test: discards, and the metadata chunks of deleted inodes |
@@ -34,6 +35,8 @@ mod mount_cost;
 mod operation;
 mod oracle;
 mod promise;
+#[cfg(test)]
+mod races;
 mod sequences;
 #[cfg(test)]
 mod space;

@@ -17,6 +17,8 @@ use blobfs::ondisk::Timestamp;
 use blobfs::store::{MkfsOptions, OpenOptions, Store, mkfs};
 use blobfs::units::InodeId;
 use blobfs::{FsError, Try};
+#[cfg(test)]
+use reactor::JoinHandle;
 use reactor::{Reactor, VirtualClock};
 
 use crate::operation::{Durability, NewKind, Operation, Target, pattern, symlink_target, xattr_name};
@@ -224,6 +226,29 @@ impl World {
             _ => false,
         };
         self.reactor.block_on(async move { client.perform(&operation, &nameless, last_name).await })
+    }
+
+    /// Starts an operation beside others.
+    #[cfg(test)]
+    pub(crate) fn start(&self, operation: &Operation) -> JoinHandle<Result<Given, FsError>> {
+        let (client, operation) = (self.client.clone(), operation.clone());
+        self.reactor.spawn(async move { client.dispatch(&operation, &[], false).await })
+    }
+
+    /// Starts a direct read beside other operations.
+    #[cfg(test)]
+    pub(crate) fn start_read(&self, id: InodeId, len: usize) -> JoinHandle<Result<Vec<u8>, FsError>> {
+        let client = self.client.clone();
+        self.reactor.spawn(async move {
+            let flags = IoFlags { direct: true, ..IoFlags::default() };
+            client.read_as(id, 0, len, flags).await
+        })
+    }
+
+    /// Waits for the end of what was started.
+    #[cfg(test)]
+    pub(crate) fn end<T: 'static>(&self, started: JoinHandle<T>) -> T {
+        self.reactor.block_on(started)
     }
 
     /// Unmounts; the file system is clean afterwards.
@@ -509,9 +534,18 @@ impl Client {
     }
 
     async fn read(&self, id: InodeId, offset: u64, len: usize) -> Result<Vec<u8>, FsError> {
+        self.read_as(id, offset, len, IoFlags::default()).await
+    }
+
+    async fn read_as(
+        &self,
+        id: InodeId,
+        offset: u64,
+        len: usize,
+        flags: IoFlags,
+    ) -> Result<Vec<u8>, FsError> {
         let buf = Rc::new(AlignedBuf::zeroed(len, 4096));
         let dst = IoBuffers::from_aligned(&buf);
-        let flags = IoFlags::default();
         let got = match self.fs.try_read(&self.ctx, id, offset, &dst, flags) {
             Some(got) => got?,
             None => self.fs.read(self.ctx, id, offset, dst, flags).await?,
