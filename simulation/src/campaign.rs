@@ -66,16 +66,18 @@ enum Kind {
     Workload,
     Mkfs,
     Fault,
+    Silent,
 }
 
 impl Kind {
-    const ALL: [(Self, &'static str); 6] = [
+    const ALL: [(Self, &'static str); 7] = [
         (Self::Single, "single"),
         (Self::Pair, "pair"),
         (Self::Triple, "triple"),
         (Self::Workload, "workload"),
         (Self::Mkfs, "mkfs"),
         (Self::Fault, "fault"),
+        (Self::Silent, "silent"),
     ];
 
     fn name(self) -> &'static str {
@@ -135,7 +137,7 @@ impl Plan {
             Kind::Fault,
             Kind::Workload,
             Kind::Triple,
-            Kind::Workload,
+            Kind::Silent,
             Kind::Mkfs,
         ];
         let geometries = Geometry::ALL.len() as u64;
@@ -187,6 +189,7 @@ impl Worker {
             Kind::Workload => explorer().campaign(6, 60, Depth { points: 120, choices: 4, again: 0.15 }),
             Kind::Mkfs => making::check(&mut explorer(), task.number),
             Kind::Fault => faults::random(geometry, task.number, self.seen.clone()),
+            Kind::Silent => faults::silent(geometry, task.number),
         }
     }
 
