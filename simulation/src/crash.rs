@@ -343,7 +343,10 @@ fn story(log: &Log) -> String {
 
 #[cfg(test)]
 mod tests {
+    use bdev::sim::OpKind;
+
     use super::*;
+    use crate::operation::NewKind;
 
     #[test]
     fn random_workloads_keep_their_promises_over_power_cuts() {
@@ -353,6 +356,45 @@ mod tests {
             let result = explorer.campaign(3, 60, depth);
             result.unwrap_or_else(|problem| panic!("seed {seed}: {problem}"));
         }
+    }
+
+    /// How often a write to the journal lies before the one before it.
+    fn wraps(world: &World) -> usize {
+        let superblock = world.store.superblock();
+        let block = u64::from(superblock.block_size);
+        let journal =
+            superblock.journal_start * block..(superblock.journal_start + superblock.journal_blocks) * block;
+        let asked = world.disk.take_trace();
+        let writes = asked.iter().filter(|asked| asked.kind == OpKind::Write);
+        let places: Vec<u64> =
+            writes.map(|asked| asked.range.start).filter(|start| journal.contains(start)).collect();
+        places.windows(2).filter(|pair| pair[1] < pair[0]).count()
+    }
+
+    #[test]
+    fn power_cuts_around_the_end_of_the_journal_and_the_checkpoints_that_empty_it() {
+        let geometry = Geometry::TINY;
+        let mut workload = Workload::new(World::mount(&geometry.format(1), &geometry, 10).unwrap()).unwrap();
+        workload.world.disk.record();
+        workload.world.disk.trace();
+        for number in 0..60 {
+            // Four names are made, and those of two rounds ago go: the tree stays small, the journal fills.
+            for name in 0..4 {
+                let path = format!("{number}-{name}-{}", "long".repeat(40));
+                workload.perform(&Operation::Create { path, kind: NewKind::File, mode: 0o600 }).unwrap();
+                let path = format!("{}-{name}-{}", number - 2, "long".repeat(40));
+                workload.perform(&Operation::Unlink { path, hold: false }).unwrap();
+            }
+            workload.perform(&Operation::Syncfs).unwrap();
+        }
+        let wraps = wraps(&workload.world);
+        assert!(wraps > 1, "the journal began {wraps} times anew");
+        let mut history = workload.world.disk.take_history();
+        workload.world.settle();
+        let mut explorer = Explorer::new(geometry, 7);
+        let depth = Depth { points: 400, choices: 3, again: 0.1 };
+        explorer.explore(&workload.log, &mut history, depth).unwrap();
+        assert!(explorer.states() > 200, "{} states", explorer.states());
     }
 
     #[test]

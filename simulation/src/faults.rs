@@ -160,12 +160,55 @@ fn random_fault(rng: &mut SmallRng) -> Fault {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::sequences::every_kind;
+    use blobfs::fs::RenameMode;
 
-    fn check(geometry: &Geometry, fault: Fault) -> bool {
-        let operations = every_kind().into_iter().map(|operation| move |_: &State| operation);
-        let run = Run::new(geometry, base(geometry, 1).unwrap(), fault, operations);
+    use super::*;
+    use crate::operation::{Durability, NewKind, Target};
+    use crate::sequences::{every_kind, prepared};
+
+    type Prepared = ((Image, State), Vec<Operation>);
+
+    /// Every kind of operation on a small tree, which is in memory soon: a workload of writes.
+    fn writing(geometry: &Geometry) -> Prepared {
+        (base(geometry, 1).unwrap(), every_kind())
+    }
+
+    /// Operations on a tree of which a mount has read nothing but the root: a workload of reads. Each touches a part
+    /// that none before did; writes change a part of a block.
+    fn reading(geometry: &Geometry) -> Prepared {
+        const FILES: usize = 150;
+        let path = |number: usize| format!("{number:0>60}");
+        let target = |number| Target::Path(path(number));
+        let write = |number: usize, offset, len| Operation::Write {
+            target: target(number),
+            offset,
+            len,
+            tag: 1 + 2 * number as u64,
+            append: false,
+            durability: Durability::None,
+            from_cache: false,
+        };
+        let mut made = Vec::new();
+        for number in 0..FILES {
+            made.push(Operation::Create { path: path(number), kind: NewKind::File, mode: 0o600 });
+            made.push(write(number, 0, 700 + number));
+        }
+        let mut operations = Vec::new();
+        for number in (0..FILES - 6).step_by(6) {
+            operations.push(write(number, 100, 50));
+            operations.push(Operation::Chmod { target: target(number + 1), mode: 0o640 });
+            let (from, to) = (path(number + 2), path(number + 3));
+            operations.push(Operation::Rename { from, to, mode: RenameMode::Replace, whiteout: false });
+            operations.push(Operation::Truncate { target: target(number + 4), size: 333 });
+            operations.push(Operation::Unlink { path: path(number + 5), hold: false });
+            operations.push(Operation::Fsync { target: target(number), data_only: false });
+        }
+        (prepared(geometry, 1, made).unwrap(), operations)
+    }
+
+    fn check((base, operations): &Prepared, geometry: &Geometry, fault: Fault) -> bool {
+        let operations = operations.iter().map(|operation| |_: &State| operation.clone());
+        let run = Run::new(geometry, base.clone(), fault, operations);
         let run = run.unwrap_or_else(|problem| panic!("{fault:?}: {problem}"));
         let reported = !run.errors.is_empty();
         run.check(geometry, Arc::default()).unwrap_or_else(|problem| panic!("{fault:?}: {problem}"));
@@ -173,12 +216,13 @@ mod tests {
     }
 
     /// Lets each operation of a kind fail in turn, until none is left; gives the number of reported failures.
-    fn fail_each(kind: OpKind, effect: Effect) -> u64 {
+    fn fail_each(workload: fn(&Geometry) -> Prepared, kind: OpKind, effect: Effect) -> u64 {
         /// After so many faults in a row that meet nothing there are no more operations.
         const UNNOTICED_MAX: u64 = 40;
+        let workload = workload(&Geometry::TINY);
         let (mut reported, mut unnoticed) = (0, 0);
         for nth in 0.. {
-            match check(&Geometry::TINY, Fault::nth(kind, nth, effect)) {
+            match check(&workload, &Geometry::TINY, Fault::nth(kind, nth, effect)) {
                 true => (reported, unnoticed) = (reported + 1, 0),
                 false => unnoticed += 1,
             }
@@ -191,12 +235,12 @@ mod tests {
 
     #[test]
     fn an_error_of_any_write_is_reported_and_loses_nothing_promised() {
-        assert!(fail_each(OpKind::Write, Effect::Error { errno: 5 }) > 20);
+        assert!(fail_each(writing, OpKind::Write, Effect::Error { errno: 5 }) > 20);
     }
 
     #[test]
     fn a_short_write_is_reported_and_loses_nothing_promised() {
-        assert!(fail_each(OpKind::Write, Effect::Short) > 20);
+        assert!(fail_each(writing, OpKind::Write, Effect::Short) > 20);
     }
 
     #[test]
@@ -209,34 +253,35 @@ mod tests {
     #[test]
     fn a_write_that_times_out_is_reported_and_loses_nothing_promised() {
         let after = std::time::Duration::from_secs(30);
-        assert!(fail_each(OpKind::Write, Effect::Timeout { after }) > 20);
+        assert!(fail_each(writing, OpKind::Write, Effect::Timeout { after }) > 20);
     }
 
     #[test]
     fn a_flush_that_times_out_is_reported_and_loses_nothing_promised() {
         let after = std::time::Duration::from_secs(30);
-        assert!(fail_each(OpKind::Flush, Effect::Timeout { after }) > 20);
+        assert!(fail_each(writing, OpKind::Flush, Effect::Timeout { after }) > 20);
     }
 
     #[test]
     fn a_short_read_is_reported_and_loses_nothing_promised() {
-        assert!(fail_each(OpKind::Read, Effect::Short) > 10);
+        assert!(fail_each(reading, OpKind::Read, Effect::Short) > 20);
     }
 
     #[test]
     fn an_error_of_any_flush_is_reported_and_loses_nothing_promised() {
-        assert!(fail_each(OpKind::Flush, Effect::Error { errno: 110 }) > 20);
+        assert!(fail_each(writing, OpKind::Flush, Effect::Error { errno: 110 }) > 20);
     }
 
     #[test]
     fn an_error_of_any_read_is_reported_and_loses_nothing_promised() {
-        assert!(fail_each(OpKind::Read, Effect::Error { errno: 5 }) > 10);
+        assert!(fail_each(reading, OpKind::Read, Effect::Error { errno: 5 }) > 20);
     }
 
     #[test]
     fn a_device_that_dies_loses_nothing_promised() {
         for nth in (0..200).step_by(3) {
-            check(&Geometry::TINY, Fault::dead_from(nth));
+            check(&writing(&Geometry::TINY), &Geometry::TINY, Fault::dead_from(nth));
+            check(&reading(&Geometry::TINY), &Geometry::TINY, Fault::dead_from(nth));
         }
     }
 

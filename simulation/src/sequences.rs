@@ -221,8 +221,17 @@ impl Gap {
 
 /// The image that every sequence starts from, and what is in it.
 pub(crate) fn base(geometry: &Geometry, seed: u64) -> Result<(Image, State), String> {
+    prepared(geometry, seed, foundation())
+}
+
+/// The unmounted image that operations lead to, and what is in it.
+pub(crate) fn prepared(
+    geometry: &Geometry,
+    seed: u64,
+    operations: Vec<Operation>,
+) -> Result<(Image, State), String> {
     let mut workload = Workload::new(World::mount(&geometry.format(seed), geometry, 0)?)?;
-    for operation in foundation() {
+    for operation in operations {
         workload.perform(&operation)?;
     }
     let mut state = workload.state().clone();
