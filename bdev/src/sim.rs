@@ -132,6 +132,13 @@ impl SimDisk {
         Rc::new_cyclic(|this| Self { limits, state: RefCell::new(state), this: this.clone() })
     }
 
+    /// A disk that goes on with what another one had in its cache.
+    pub fn from_cache(cache: WriteCache, block_size: u32, seed: u64) -> Rc<Self> {
+        let disk = Self::from_image(cache.visible(), block_size, seed);
+        disk.state.borrow_mut().cache = cache;
+        disk
+    }
+
     /// Lets every later operation take a random time within `bounds` of the reactor's clock.
     pub fn set_latency(&self, reactor: &Rc<Reactor>, bounds: Range<Duration>) {
         self.state.borrow_mut().latency = Some(Latency { reactor: Rc::downgrade(reactor), bounds });

@@ -247,6 +247,40 @@ impl Explorer {
         Ok(())
     }
 
+    /// The process dies at a random point while the power stays on; the power is cut while the next one recovers what
+    /// the disk shows, which need not be durable, or after that.
+    fn kill(&mut self, log: &Log, history: &mut History) -> Result<(), String> {
+        const CUTS: usize = 6;
+        let point = self.rng.random_range(0..=history.last_point());
+        let mut promise = Promise::at(log, point);
+        let first = promise.first;
+        let cache = history.cache_at(point).after_the_host();
+        // Looking changes times of access: on a disk of its own.
+        let seed = self.rng.random();
+        let disk = SimDisk::from_cache(cache.clone(), self.geometry.sector, seed);
+        let found = self.mount(&disk)?.walk(&[]).map_err(|error| format!("walk: {error}"))?;
+        let shown =
+            promise.verify(&found).map_err(|problem| format!("killed at point {point}: {problem}"))?;
+        let disk = SimDisk::from_cache(cache, self.geometry.sector, seed);
+        disk.record();
+        let world = self.mount(&disk)?;
+        let mounted = disk.position();
+        world.settle();
+        let mut recovery = disk.take_history();
+        for _ in 0..CUTS {
+            let at = self.rng.random_range(0..=recovery.last_point());
+            let choice = CrashChoice::Random { seed: self.rng.random() };
+            // What a mount has shown stays.
+            promise.first = if at >= mounted { shown } else { first };
+            let image = recovery.state_at(at, choice);
+            self.recovered.clear();
+            self.check(&promise, image, 0.2).map_err(|problem| {
+                format!("killed at point {point}, power cut at {at} of the recovery, {choice:?}: {problem}")
+            })?;
+        }
+        Ok(())
+    }
+
     /// One round: the disk that the next one finds.
     fn cut_and_go_on(
         &mut self,
@@ -258,6 +292,7 @@ impl Explorer {
         let world = self.mount(disk)?;
         let (log, mut history) = self.record(world, profile, operations)?;
         self.explore(&log, &mut history, depth)?;
+        self.kill(&log, &mut history).map_err(|problem| format!("{problem}\n{}", story(&log)))?;
         let point = self.rng.random_range(0..=history.last_point());
         let choice = CrashChoice::Random { seed: self.rng.random() };
         let image = history.state_at(point, choice);

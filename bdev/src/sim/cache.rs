@@ -370,6 +370,24 @@ impl WriteCache {
         }
     }
 
+    /// The cache of a disk whose host has died while the power stayed on: what had begun ends as it should.
+    pub fn after_the_host(&self) -> Self {
+        let mut cache = self.clone();
+        while let Some((&id, _)) = cache.running.first_key_value() {
+            cache.end(id, Fate::Done);
+        }
+        cache
+    }
+
+    /// What a reader sees.
+    pub fn visible(&self) -> Image {
+        let mut image = self.durable.clone();
+        for entry in &self.completed {
+            entry.mutation.apply(&mut image);
+        }
+        image
+    }
+
     /// Number of changes that a power cut may take or leave: completed but not durable, then under way.
     pub fn undecided(&self) -> usize {
         let running = self.running.values().filter(|running| matches!(running, Running::Change { .. }));

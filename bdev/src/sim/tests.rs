@@ -256,6 +256,22 @@ fn whole_writes_are_never_torn_and_torn_ones_only_where_the_choice_says() {
 }
 
 #[test]
+fn what_a_dead_host_has_written_is_read_and_may_still_be_lost() {
+    let disk = disk();
+    disk.record();
+    write(&disk, 0, BLOCK, 1, WriteFlags::NONE);
+    write(&disk, 512, BLOCK, 2, WriteFlags::NONE);
+    let mut history = disk.take_history();
+    // The second write has begun.
+    let next = SimDisk::from_cache(history.cache_at(3).after_the_host(), BLOCK as u32, 2);
+    let blocks = |image: &Image| (block_of(image, 0), block_of(image, 512));
+    assert_eq!(blocks(&next.snapshot()), (1, 2));
+    assert_eq!(blocks(&next.crash(CrashChoice::Nothing).snapshot()), (0, 0));
+    now(next.flush()).unwrap();
+    assert_eq!(blocks(&next.crash(CrashChoice::Nothing).snapshot()), (1, 2));
+}
+
+#[test]
 fn a_device_of_large_blocks_may_tear_them() {
     let disk = SimDisk::new(1 << 20, 4096, 1);
     disk.set_tear_unit(512);
