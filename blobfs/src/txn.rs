@@ -33,24 +33,40 @@ pub enum Change {
     /// Gives blocks back. They can be allocated again once this transaction is durable and every device
     /// operation that began before it has ended.
     Free(BlockRange),
+    /// Logs bytes of a file: its blocks need not hold them when the transaction is durable.
+    Log {
+        /// The file.
+        inode: InodeId,
+        /// Where in the file the bytes begin.
+        offset: u64,
+        /// The bytes: those of [`Txn::values`] in this range.
+        bytes: std::ops::Range<u32>,
+    },
+    /// What was logged of these bytes of a file counts no longer.
+    Settle {
+        /// The file.
+        inode: InodeId,
+        /// Its bytes.
+        bytes: std::ops::Range<u64>,
+    },
 }
 
 /// Changes in the order in which they are applied. Built while preparing, applied by `Store::commit`.
 ///
 /// A transaction can be cleared and used again: its buffers keep their capacity.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Txn {
     origin: Origin,
     changes: Vec<Change>,
     values: Vec<u8>,
     promised: bool,
-    attributes_only: bool,
+    shows_data: bool,
 }
 
 impl Txn {
     /// An empty transaction.
     pub fn new(origin: Origin) -> Self {
-        Self { origin, ..Self::default() }
+        Self { origin, changes: Vec::new(), values: Vec::new(), promised: false, shows_data: true }
     }
 
     /// Empties the transaction for another operation.
@@ -59,7 +75,7 @@ impl Txn {
         self.changes.clear();
         self.values.clear();
         self.promised = false;
-        self.attributes_only = false;
+        self.shows_data = true;
     }
 
     /// Marks the transaction as one that carries out what a client was promised already: it may use metadata
@@ -73,15 +89,16 @@ impl Txn {
         self.promised
     }
 
-    /// Marks the transaction as one that changes attributes, but neither a size nor where data is: it may become
-    /// durable before data that was written ahead of it.
-    pub fn change_attributes_only(&mut self) {
-        self.attributes_only = true;
+    /// Marks the transaction as one that says nothing about data which was written to the device ahead of it: it
+    /// may become durable before that. Others, for all that is known, map such data or make it visible under
+    /// a name or up to a size.
+    pub fn show_no_data(&mut self) {
+        self.shows_data = false;
     }
 
-    /// Whether it changes attributes only.
-    pub fn is_attributes_only(&self) -> bool {
-        self.attributes_only
+    /// Whether data that was written ahead of it has to be durable before it.
+    pub fn shows_data(&self) -> bool {
+        self.shows_data
     }
 
     /// Inserts or replaces an item.
@@ -113,12 +130,28 @@ impl Txn {
         self.changes.push(Change::Free(range));
     }
 
+    /// Logs `len` bytes of a file, which `fill` writes.
+    pub fn log(&mut self, inode: InodeId, offset: u64, len: usize, fill: impl FnOnce(&mut [u8])) {
+        let start = self.values.len();
+        self.values.resize(start + len, 0);
+        fill(&mut self.values[start..]);
+        self.changes.push(Change::Log { inode, offset, bytes: start as u32..self.values.len() as u32 });
+    }
+
+    /// Settles what was logged of a file's bytes by earlier changes.
+    pub fn settle(&mut self, inode: InodeId, bytes: std::ops::Range<u64>) {
+        self.changes.push(Change::Settle { inode, bytes });
+    }
+
     /// Adds the changes of `other` behind those that are there.
     pub fn append(&mut self, other: &Txn) {
         let shift = self.values.len() as u32;
         self.values.extend_from_slice(&other.values);
         self.changes.extend(other.changes.iter().cloned().map(|change| match change {
             Change::Put { key, value } => Change::Put { key, value: value.start + shift..value.end + shift },
+            Change::Log { inode, offset, bytes } => {
+                Change::Log { inode, offset, bytes: bytes.start + shift..bytes.end + shift }
+            }
             other => other,
         }));
     }
@@ -138,12 +171,12 @@ impl Txn {
         &self.changes
     }
 
-    /// The bytes that `Put` changes refer to.
+    /// The bytes that `Put` and `Log` changes refer to.
     pub fn values(&self) -> &[u8] {
         &self.values
     }
 
-    /// The value of a `Put`.
+    /// The bytes of a `Put` or `Log`.
     pub fn value(&self, range: &std::ops::Range<u32>) -> &[u8] {
         &self.values[range.start as usize..range.end as usize]
     }

@@ -9,6 +9,7 @@ use std::rc::Rc;
 use bdev::open::ImageSpec;
 use blobfs::Fs;
 use blobfs::fs::{Context, MountOptions};
+use blobfs::ondisk::superblock::FORMAT_VERSION;
 use blobfs::store::{MkfsOptions, OpenOptions, Store, mkfs};
 use blobfs::units::InodeId;
 use reactor::{Reactor, SystemClock};
@@ -210,14 +211,16 @@ fn other_versions_and_features_are_refused() {
     let scratch = Scratch::new();
     let image = scratch.image("image");
     let before = fs::read(&image).unwrap();
-    patch_superblocks(&image, 12, &3_u32.to_le_bytes());
-    unusable(&image, "version 3");
+    let next = FORMAT_VERSION + 1;
+    let named = format!("version {next}");
+    patch_superblocks(&image, 12, &next.to_le_bytes());
+    unusable(&image, &named);
     // One copy is enough: the other one may be older.
     let file = File::options().write(true).open(&image).unwrap();
     file.write_all_at(&before[8192..8704], 8192).unwrap();
     let before = fs::read(&image).unwrap();
-    refused(&["fsck", &image], 8, "version 3");
-    refused(&["fsck", "--repair", &image], 8, "version 3");
+    refused(&["fsck", &image], 8, &named);
+    refused(&["fsck", "--repair", &image], 8, &named);
     assert!(fs::read(&image).unwrap() == before);
 
     let image = scratch.image("features");

@@ -39,6 +39,8 @@ pub(crate) struct Log {
     pub(crate) syncs: Vec<Sync>,
     /// The state in which a failure of the device was first reported.
     pub(crate) failed: Option<usize>,
+    /// Nobody can say what an operation that failed has done.
+    pub(crate) unknown: bool,
 }
 
 impl Log {
@@ -137,7 +139,7 @@ impl Workload {
 
     /// The state after a data operation that failed on its way: each sector as it was or as it should be. Other
     /// operations are atomic.
-    fn part_done(&self, old: &State, mut new: State, operation: &Operation) -> Result<State, String> {
+    fn part_done(&mut self, old: &State, mut new: State, operation: &Operation) -> Result<State, String> {
         let (Operation::Write { target, .. }
         | Operation::Fallocate { target, .. }
         | Operation::Truncate { target, .. }) = operation
@@ -147,7 +149,8 @@ impl Workload {
         // What does not exist cannot be done in part; it failed before that was known.
         let Ok(id) = old.target(target) else { return Ok(old.clone()) };
         let (Ok(attr), Ok(found)) = (self.world.attr(id), self.world.content(id)) else {
-            // The device fails: nobody can say.
+            // The device fails: nobody can say, and what a later sync covers is not known.
+            self.log.unknown = true;
             return Ok(new);
         };
         let (Some(before), Some(after)) = (old.node(id).content(), new.node(id).content()) else {
@@ -220,6 +223,9 @@ impl Workload {
             }
             _ => return,
         };
+        if self.log.unknown {
+            return;
+        }
         self.log.syncs.push(Sync {
             acknowledged: self.world.disk.position(),
             state: number,

@@ -11,7 +11,7 @@ use crate::ondisk::journal::{Record, TxnRecord, block_header, check_block, decod
 use crate::ondisk::node::item_len_max;
 use crate::ondisk::superblock::{COUNTER_MAX, JournalTail, Superblock};
 use crate::ondisk::{Key, Kind};
-use crate::store::{read, read_journal_block};
+use crate::store::{Logged, read, read_journal_block};
 
 /// What the journal makes of an item.
 pub(super) struct Overlaid {
@@ -66,6 +66,9 @@ pub(super) struct Journal {
     pub(super) end: JournalTail,
     /// Last transaction that was applied.
     pub(super) last_txn: u64,
+    /// File data that a mount would write to its files' blocks.
+    pub(super) logged: Logged,
+    superblock: Superblock,
     item_len_max: usize,
 }
 
@@ -81,6 +84,8 @@ impl Journal {
             whole: true,
             unreadable: false,
             end: superblock.tail,
+            logged: Logged::default(),
+            superblock: superblock.clone(),
             last_txn: superblock.last_txn,
             item_len_max: item_len_max(superblock.node_size as usize),
         };
@@ -193,6 +198,7 @@ impl Journal {
             Record::GiveBack { start, nodes } => {
                 self.space.push((place, SpaceChange::GiveBack { start: *start, nodes: *nodes }));
             }
+            Record::Log { .. } | Record::Settle { .. } => self.logged.apply(&self.superblock, record)?,
         }
         Ok(())
     }

@@ -55,6 +55,8 @@ pub(crate) struct Cache {
     unwritten: Cell<usize>,
     /// Files with dirty pages, or with attributes that are ahead of the tree.
     dirty: RefCell<BTreeMap<InodeId, Rc<Inode>>>,
+    /// Files of which a replay would find data in the journal: they stay in memory. Some may not be such any more.
+    pub(super) logged: RefCell<BTreeMap<InodeId, Rc<Inode>>>,
     /// A page has become clean, loaded or free.
     pub(super) relieved: Notify,
     /// A write-back of some file failed since everything was synced.
@@ -82,6 +84,7 @@ impl Cache {
             reserved: RefCell::default(),
             unwritten: Cell::new(0),
             dirty: RefCell::default(),
+            logged: RefCell::default(),
             relieved: Notify::new(),
             failure: RefCell::default(),
             flushing: Cell::new(false),
@@ -281,7 +284,8 @@ impl Fs {
 
     /// Takes a file off the list when everything of it is written.
     pub(super) fn settle_dirty(&self, inode: &Inode) {
-        if inode.data.listed.get() && !inode.ahead.get() && !inode.data.is_dirty() {
+        let is_settled = !inode.ahead.get() && !inode.data.log.is_unsettled();
+        if inode.data.listed.get() && is_settled && !inode.data.is_dirty() {
             self.unlist(inode);
         }
     }

@@ -91,7 +91,11 @@ impl Fs {
         let block = u64::from(self.store.block_size());
         let end = offset.checked_add(dst.len() as u64)?;
         let is_whole = offset.is_multiple_of(block) && end.is_multiple_of(block) && offset < end;
-        if !flags.direct || !is_whole || !self.store.bdev().limits().accepts(dst) {
+        if !flags.direct
+            || !is_whole
+            || self.store.has_overlay(inode)
+            || !self.store.bdev().limits().accepts(dst)
+        {
             return None;
         }
         let inodes = self.inodes.borrow();
@@ -268,12 +272,13 @@ impl Fs {
             &bounced
         };
         let mut reservation = self.reserve_holes(inode, &blocks).await?;
-        let io = self.store.begin_io();
+        let io = self.store.begin_write();
         let (mut writes, mut mappings): (Vec<bdev::Io>, Vec<Mapping>) = (Vec::new(), Vec::new());
         let placed =
             self.place_run(inode, &blocks, source, &mut reservation, &mut writes, &mut mappings).await;
         let written = join_all(writes).await;
-        drop(io);
+        inode.data.written.set(io.end());
+        self.note_changed(inode, &bytes);
         placed?;
         written.into_iter().collect::<Result<(), _>>()?;
         self.commit_mappings(inode, mappings, bytes.end).await?;

@@ -170,6 +170,7 @@ impl Fs {
             result?;
         }
         drop(io);
+        self.store.overlay(inode.id, first * page_size, &buffers);
         // The file may have grown meanwhile, but never over bytes that are read here: they were zeroed first.
         let end = item.size.saturating_sub(first * page_size).min(buffers.len() as u64) as usize;
         buffers.zero(end, buffers.len() - end);

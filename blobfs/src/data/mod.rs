@@ -9,6 +9,7 @@
 //! | `write`, `write_back` | writing into the cache; from the cache to the device |
 //! | `direct` | transfers between the client's memory and the device |
 //! | `space` | truncation, allocation ahead, holes, deletion |
+//! | `log` | small synced writes: into the journal |
 //! | `extent` | which device blocks hold a range of a file, and changes of that |
 //! | `sync` | durability |
 //!
@@ -29,6 +30,7 @@ mod cache;
 mod direct;
 mod extent;
 mod load;
+mod log;
 mod pages;
 mod range_lock;
 mod read;
@@ -74,6 +76,10 @@ pub struct FileData {
     /// Why they cannot be freed before the next mount.
     cut_error: RefCell<Option<crate::FsError>>,
     stream: load::Stream,
+    /// What the journal has of it.
+    log: log::FileLog,
+    /// What a flush has to cover for everything that was written to the device.
+    written: Cell<crate::store::DataStamp>,
     /// A write-back failed since the last sync.
     error: RefCell<Option<crate::FsError>>,
 }
@@ -91,6 +97,7 @@ impl FileData {
             && !self.listed.get()
             && self.pending_blocks.get() == 0
             && self.error.borrow().is_none()
+            && !self.log.is_unsettled()
     }
 
     /// Whether buffered data waits for its write-back.
@@ -134,6 +141,11 @@ impl Fs {
     /// Waits until nothing is under way in a file's data, and keeps it so.
     pub(crate) async fn stop_data(&self, inode: &Rc<Inode>) -> RangeGuard {
         RangeGuard::acquire(inode, 0..u64::MAX, range_lock::Mode::Change).await
+    }
+
+    /// An inode without a name is being deleted: what the journal has of its data matters no more.
+    pub(crate) fn forget_logged(&self, inode: &Inode) {
+        inode.data.pages.borrow_mut().forget_logged();
     }
 }
 

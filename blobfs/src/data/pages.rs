@@ -10,6 +10,8 @@
 //! | dirty | newer than the device |
 //! | writing | being written; a page that changes meanwhile is dirty again |
 //! | mapped | every block of it is in written extents: dirtying it needs no reservation |
+//! | logged | dirty or being written, and the journal has bytes that its blocks do not have yet |
+//! | synced | dirty, but the journal has its bytes as they are |
 //!
 //! Bytes of a loaded page behind the end of the file are zero.
 
@@ -29,6 +31,8 @@ pub(super) struct PageState {
     pub(super) dirty: bool,
     pub(super) writing: bool,
     pub(super) mapped: bool,
+    pub(super) logged: bool,
+    pub(super) synced: bool,
 }
 
 struct Chunk {
@@ -38,6 +42,8 @@ struct Chunk {
     dirty: u64,
     writing: u64,
     mapped: u64,
+    logged: u64,
+    synced: u64,
 }
 
 /// Pages by their number in the file.
@@ -84,6 +90,8 @@ impl PageMap {
             dirty: chunk.dirty & bit != 0,
             writing: chunk.writing & bit != 0,
             mapped: chunk.mapped & bit != 0,
+            logged: chunk.logged & bit != 0,
+            synced: chunk.synced & bit != 0,
         }
     }
 
@@ -121,6 +129,8 @@ impl PageMap {
                 dirty: 0,
                 writing: 0,
                 mapped: 0,
+                logged: 0,
+                synced: 0,
             })
         });
         let bit = 1 << (page % CHUNK);
@@ -138,9 +148,15 @@ impl PageMap {
             return None;
         }
         let slot = chunk.slots[(page % CHUNK) as usize];
-        for word in
-            [&mut chunk.present, &mut chunk.loaded, &mut chunk.dirty, &mut chunk.writing, &mut chunk.mapped]
-        {
+        for word in [
+            &mut chunk.present,
+            &mut chunk.loaded,
+            &mut chunk.dirty,
+            &mut chunk.writing,
+            &mut chunk.mapped,
+            &mut chunk.logged,
+            &mut chunk.synced,
+        ] {
             *word &= !bit;
         }
         if chunk.present == 0 {
@@ -182,6 +198,7 @@ impl PageMap {
             was_clean = chunk.dirty & bit == 0;
             chunk.loaded |= bit;
             chunk.dirty |= bit;
+            chunk.synced &= !bit;
         });
         was_clean
     }
@@ -198,10 +215,52 @@ impl PageMap {
     pub(super) fn end_writing(&mut self, page: u64, mapped: bool) {
         self.update(page, |chunk, bit| {
             chunk.writing &= !bit;
+            chunk.logged &= !bit;
+            chunk.synced &= !bit;
             if mapped {
                 chunk.mapped |= bit;
             }
         });
+    }
+
+    /// The journal has a dirty page as it is; `mapped`: all of its blocks are mapped.
+    pub(super) fn set_logged(&mut self, page: u64, mapped: bool) {
+        self.update(page, |chunk, bit| {
+            chunk.logged |= bit;
+            chunk.synced |= bit;
+            if mapped {
+                chunk.mapped |= bit;
+            }
+        });
+    }
+
+    /// No page has to be written for the journal's sake any more.
+    pub(super) fn forget_logged(&mut self) {
+        for chunk in self.chunks.values_mut() {
+            chunk.logged = 0;
+            chunk.synced = 0;
+        }
+    }
+
+    /// The first page of `pages` that is logged.
+    pub(super) fn first_logged(&self, pages: &Range<u64>) -> Option<u64> {
+        self.chunks.range(chunk_range(pages)).find_map(|(number, chunk)| {
+            bits(chunk.logged & mask(*number, pages)).next().map(|bit| number * CHUNK + bit)
+        })
+    }
+
+    /// Dirty pages that the journal does not have as they are, with their slots. `None` if there are more than
+    /// `most`, or if any page is being written.
+    pub(super) fn unsynced(&self, most: usize) -> Option<Vec<(u64, Slot)>> {
+        let mut pages = Vec::new();
+        for (number, chunk) in &self.chunks {
+            if chunk.writing != 0 || pages.len() > most {
+                return None;
+            }
+            let unsynced = bits(chunk.dirty & !chunk.synced);
+            pages.extend(unsynced.map(|bit| (number * CHUNK + bit, chunk.slots[bit as usize])));
+        }
+        (pages.len() <= most).then_some(pages)
     }
 
     /// Present pages of `pages`, lowest first.
@@ -234,13 +293,19 @@ impl PageMap {
         })
     }
 
-    /// Dirty pages of `pages` that are not being written, the first `most` of them, as runs.
+    /// Dirty pages of `pages` that are not being written, the first `most` of them, as runs; either logged ones or
+    /// others, as the first one is.
     pub(super) fn dirty_runs(&self, pages: &Range<u64>, most: usize, runs_max: usize) -> Vec<Range<u64>> {
         let mut runs: Vec<Range<u64>> = Vec::new();
         let mut count = 0;
+        let mut kind = None;
         for (number, chunk) in self.chunks.range(chunk_range(pages)) {
             for bit in bits(chunk.dirty & !chunk.writing & mask(*number, pages)) {
                 let page = number * CHUNK + bit;
+                let is_logged = chunk.logged & (1 << bit) != 0;
+                if *kind.get_or_insert(is_logged) != is_logged {
+                    return runs;
+                }
                 let full = runs.len() == runs_max;
                 match runs.last_mut() {
                     Some(run) if run.end == page => run.end += 1,

@@ -71,6 +71,13 @@ impl RangeLock {
         self.conflicts(pages, mode, u64::MAX)
     }
 
+    /// Whether somebody holds `pages` for what excludes `mode`.
+    fn is_held(&self, pages: &Range<u64>, mode: Mode) -> bool {
+        let in_the_way =
+            |entry: &Entry| entry.held && mode.excludes(entry.mode) && overlap(&entry.pages, pages);
+        self.entries.borrow().list.iter().any(in_the_way)
+    }
+
     /// Whether an entry older than `number`, or any that is held, is in the way.
     fn conflicts(&self, pages: &Range<u64>, mode: Mode, number: u64) -> bool {
         self.entries.borrow().list.iter().any(|entry| {
@@ -105,6 +112,17 @@ impl RangeGuard {
             return None;
         }
         let guard = Self::enqueue(inode, pages, mode);
+        guard.hold();
+        Some(guard)
+    }
+
+    /// Takes a range for the write-back of logged pages, in front of those who wait for it: they may wait for a
+    /// checkpoint, and that for these pages.
+    pub(super) fn try_acquire_first(inode: &Rc<Inode>, pages: Range<u64>) -> Option<Self> {
+        if inode.data.lock.is_held(&pages, Mode::WriteBack) {
+            return None;
+        }
+        let guard = Self::enqueue(inode, pages, Mode::WriteBack);
         guard.hold();
         Some(guard)
     }

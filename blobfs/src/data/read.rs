@@ -70,7 +70,7 @@ impl Fs {
         let inode = self.run(|fs| fs.inode(inode)).await?;
         regular_file(inode.live.borrow().mode)?;
         let inline = inode.live.borrow().flags.contains(InodeFlags::INLINE);
-        let result = if flags.direct && !inline {
+        let result = if flags.direct && !inline && !self.store.has_overlay(inode.id) {
             self.read_direct(&inode, offset, &dst).await
         } else {
             self.read_buffered(&inode, offset, &dst).await

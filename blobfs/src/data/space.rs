@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use reactor::sync::yield_now;
 
-use super::range_lock::{Mode, RangeGuard};
+use super::range_lock::Mode;
 use super::write::Source;
 use crate::error::{Corruption, FsError, Try, Wait};
 use crate::fs::{Context, FallocateMode, Fs, Inode, IoFlags, SeekTarget, regular_file};
@@ -114,6 +114,9 @@ impl Fs {
             return Err(Wait::Range(inode.id).into());
         }
         let mut item = inode.stored_item();
+        if size < inode.live.borrow().size {
+            self.settle_truncated(txn, inode, size)?;
+        }
         if item.flags.contains(InodeFlags::INLINE) {
             self.truncate_inline(txn, &item, size)?;
             item.size = size;
@@ -348,7 +351,7 @@ impl Fs {
             if !keep_size {
                 self.prepare_growth(inode, bytes.end).await?;
             }
-            let guard = RangeGuard::acquire(inode, pages.clone(), Mode::Change).await;
+            let guard = self.lock_for_change(inode, pages.clone()).await?;
             let inline = inode.live.borrow().flags.contains(InodeFlags::INLINE);
             let cut = inode.data.cut_from.get().is_some();
             if !inline && !cut && (keep_size || self.is_ready_to_grow(inode, bytes.end)) {
@@ -451,7 +454,7 @@ impl Fs {
             }
         }
         if whole.start < whole.end {
-            let _guard = RangeGuard::acquire(inode, whole.clone(), Mode::Change).await;
+            let _guard = self.lock_for_change(inode, whole.clone()).await?;
             inode.check_alive()?;
             self.drop_range(inode, &whole);
             let per_page = page_size / u64::from(self.store.block_size());
@@ -492,7 +495,9 @@ impl Fs {
         let end = if ends.len() > most { ends[most] } else { blocks.end };
         let mut txn = Txn::new(Origin::default());
         let freed = self.unmap(&mut txn, item.map, &(blocks.start..end), true)?;
-        if freed > 0 {
+        let block = u64::from(self.store.block_size());
+        let is_settled = self.settle_in(&mut txn, inode, &(blocks.start * block..end.saturating_mul(block)));
+        if freed > 0 || is_settled {
             item.blocks = item.blocks.saturating_sub(freed);
             self.commit_item(&mut txn, inode, item)?;
         }

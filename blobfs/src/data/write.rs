@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use super::arena::Slot;
 use super::load::LOAD_PAGES;
+use super::log::LOGGED_MAX;
 use super::pages::PageState;
 use super::range_lock::Mode;
 use crate::error::{FsError, Stop, Try, Wait};
@@ -28,6 +29,8 @@ enum Need {
     Range(Range<u64>),
     /// The file must be made ready to grow to this size.
     Growth(u64),
+    /// A logged page that would need more blocks has to be written first.
+    WriteBack(u64),
     /// Too much is dirty, or no slot is to be had.
     Relief,
     /// The store.
@@ -95,7 +98,8 @@ impl Fs {
         }
     }
 
-    /// Writes `src` at `offset` (with `append`: at the end); fewer bytes when an error comes after some.
+    /// Writes `src` at `offset` (with `append`: at the end); few bytes that are to be durable at once go through the
+    /// cache, even if they are direct: the journal is the shorter way. Fewer bytes when an error comes after some.
     ///
     /// # Errors
     /// [`FsError::FileTooLarge`], [`FsError::NoSpace`], [`FsError::ReadOnly`], kinds as for reading, the
@@ -110,17 +114,18 @@ impl Fs {
     ) -> Result<usize, FsError> {
         let id = inode;
         let inode = self.run(|fs| fs.inode(id)).await?;
+        let is_synced = flags.sync || flags.dsync;
+        let way = IoFlags { direct: flags.direct && !(is_synced && src.len() as u64 <= LOGGED_MAX), ..flags };
         let (bytes, written) = if flags.append {
-            self.append(&ctx, &inode, &src, flags).await?
+            self.append(&ctx, &inode, &src, way).await?
         } else {
-            let written = self.write_at(&ctx, &inode, offset, &src, flags).await?;
+            let written = self.write_at(&ctx, &inode, offset, &src, way).await?;
             (offset..offset.saturating_add(written as u64), written)
         };
-        if flags.sync || flags.dsync || flags.direct {
-            self.write_back(&inode, self.cache.pages(&bytes)).await?;
-        }
-        if flags.sync || flags.dsync {
+        if is_synced {
             self.sync_inode(id, !flags.sync).await?;
+        } else if flags.direct {
+            self.write_back(&inode, self.cache.pages(&bytes)).await?;
         }
         Ok(written)
     }
@@ -226,6 +231,9 @@ impl Fs {
             let state = inode.data.pages.borrow().get(page);
             let Some(slot) = state.slot.filter(|_| state.loaded) else { return Err(Need::Load(page)) };
             let lacking = fs.lacking(inode, page, &state)?;
+            if lacking > 0 && state.logged {
+                return Err(Need::WriteBack(page));
+            }
             if lacking > 0 {
                 let mut reservation = fs.store.reserve(lacking)?;
                 fs.cache.reserve_for(inode, slot, &mut reservation, lacking);
@@ -253,6 +261,7 @@ impl Fs {
                     }
                 }
                 Err(Need::Growth(size)) => Box::pin(self.prepare_growth(inode, size)).await?,
+                Err(Need::WriteBack(page)) => self.write_back(inode, page..page + 1).await?,
                 Err(Need::Relief) => self.relief().await,
                 Err(Need::Store(wait)) => self.wait(wait).await?,
             }
@@ -330,6 +339,9 @@ impl Fs {
                 return Err(Need::Load(page));
             }
             let reserve = self.lacking(inode, page, &state)?;
+            if reserve > 0 && state.logged {
+                return Err(Need::WriteBack(page));
+            }
             plan.push(Target { page, slot: state.slot, reserve });
         }
         Ok(plan)

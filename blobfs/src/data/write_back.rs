@@ -18,13 +18,14 @@ use reactor::sync::join_all;
 use super::arena::Slot;
 use super::extent::Stored;
 use super::load::joined;
+use super::pages::PageState;
 use super::range_lock::{Mode, RangeGuard};
 use crate::error::{FsError, Try};
 use crate::fs::{Fs, Inode};
-use crate::ondisk::{ExtentFlags, InodeFlags, Key};
+use crate::ondisk::{ExtentFlags, InodeFlags, InodeItem, Key};
 use crate::store::{Allocation, Reservation};
 use crate::txn::{Origin, Txn};
-use crate::units::{BlockAddr, BlockRange};
+use crate::units::{BlockAddr, BlockRange, MapId};
 
 /// How long a change may stay in memory alone.
 const FLUSH_INTERVAL: Duration = Duration::from_secs(5);
@@ -43,7 +44,7 @@ const MAPPINGS_PER_TXN: usize = 32;
 const MAPPING_LEN: usize = 192;
 
 /// Files that are written at the same time when everything is.
-const FILES_AT_ONCE: usize = 32;
+pub(super) const FILES_AT_ONCE: usize = 32;
 
 /// Blocks that hold data now and enter the tree next.
 pub(super) enum Mapping {
@@ -60,6 +61,10 @@ struct Batch {
     reservation: Option<Reservation>,
     /// Size of the file when the batch was taken: blocks behind it are not written.
     size: u64,
+    /// Logged pages: all that is to be done is to write them.
+    is_logged: bool,
+    /// Pages that have changed since they were logged, if they were.
+    changed: Vec<u64>,
 }
 
 impl Batch {
@@ -75,6 +80,13 @@ enum Place {
     Blocks,
 }
 
+/// Which pages are written.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Which {
+    Dirty,
+    Logged,
+}
+
 impl Fs {
     /// Writes the pages of `pages` that are dirty now and waits until they are on the device (not yet
     /// durable). One sweep: pages that become dirty behind it are left for the next.
@@ -86,11 +98,31 @@ impl Fs {
         inode: &Rc<Inode>,
         pages: Range<u64>,
     ) -> Result<(), FsError> {
+        self.write_some(inode, pages, Which::Dirty).await
+    }
+
+    /// Writes the logged pages of a file.
+    ///
+    /// # Errors
+    /// The device's.
+    pub(super) async fn write_logged(self: &Rc<Self>, inode: &Rc<Inode>) -> Result<(), FsError> {
+        self.write_some(inode, 0..u64::MAX, Which::Logged).await
+    }
+
+    async fn write_some(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        pages: Range<u64>,
+        which: Which,
+    ) -> Result<(), FsError> {
         let end = inode.live.borrow().size.div_ceil(self.cache.page_size()).min(pages.end);
         let mut at = pages.start;
         let mut under_way = VecDeque::new();
         loop {
-            let next = inode.data.pages.borrow().first_unwritten(&(at..end));
+            let next = match which {
+                Which::Dirty => inode.data.pages.borrow().first_unwritten(&(at..end)),
+                Which::Logged => inode.data.pages.borrow().first_logged(&(at..end)),
+            };
             let Some(next) = next else { break };
             if under_way.len() == BATCHES_AT_ONCE
                 && let Some(batch) = under_way.pop_front()
@@ -161,10 +193,20 @@ impl Fs {
         let pages: Vec<u64> = batch.slots.iter().map(|(page, _)| *page).collect();
         // Blocks behind the end of the file were not written: the last page may still lack some.
         let whole_pages = batch.size / self.cache.page_size();
+        let changed = batch.changed.clone();
+        let is_logged = batch.is_logged;
         let result = self.write_pages(inode, batch, to_blocks).await;
         let mapped = matches!(result, Ok(Place::Blocks));
         for page in pages {
             self.page_written(inode, page, mapped && page < whole_pages);
+        }
+        let page_size = self.cache.page_size();
+        changed.iter().for_each(|page| self.note_changed(inode, &(page * page_size..(page + 1) * page_size)));
+        if let Err(error) = &result
+            && is_logged
+        {
+            // What was synced is in the journal only, and must stay there.
+            self.store.fail(error.clone());
         }
         if let Err(error) = &result {
             tracing::error!(inode = inode.id.0, %error, "write-back failed: buffered data is lost");
@@ -183,6 +225,10 @@ impl Fs {
         batch: Batch,
         to_blocks: bool,
     ) -> Result<Place, FsError> {
+        if batch.is_logged {
+            self.write_home(inode, &batch).await?;
+            return Ok(Place::Blocks);
+        }
         if !to_blocks && self.fits_inline(inode) && self.write_inline(inode, &batch).await? {
             return Ok(Place::Tree);
         }
@@ -191,7 +237,7 @@ impl Fs {
     }
 
     /// Whether a file may be kept in the tree.
-    fn fits_inline(&self, inode: &Inode) -> bool {
+    pub(super) fn fits_inline(&self, inode: &Inode) -> bool {
         let live = inode.live.borrow();
         live.blocks == 0 && live.size <= self.inline_max()
     }
@@ -201,18 +247,26 @@ impl Fs {
         let mut cached = inode.data.pages.borrow_mut();
         let runs = cached.dirty_runs(pages, BATCH_PAGES, BATCH_RUNS);
         let hull = runs.first()?.start..runs.last()?.end;
-        let guard = RangeGuard::try_acquire(inode, hull, Mode::WriteBack)?;
-        let mut slots = Vec::new();
+        let is_logged = cached.get(hull.start).logged;
+        let guard = match is_logged {
+            true => RangeGuard::try_acquire_first(inode, hull)?,
+            false => RangeGuard::try_acquire(inode, hull, Mode::WriteBack)?,
+        };
+        let has_log = self.has_log(inode);
+        let (mut slots, mut changed) = (Vec::new(), Vec::new());
         let mut reserved = 0;
         for page in runs.iter().cloned().flatten() {
-            let Some(slot) = cached.get(page).slot else { continue };
+            let PageState { slot: Some(slot), synced, .. } = cached.get(page) else { continue };
+            if has_log && !synced {
+                changed.push(page);
+            }
             cached.begin_writing(page);
             reserved += self.cache.take_reservation(inode, slot);
             slots.push((page, slot));
         }
         let size = inode.live.borrow().size;
         let reservation = self.cache.take_reserved(reserved);
-        Some((guard, Batch { runs, slots, reservation, size }))
+        Some((guard, Batch { runs, slots, reservation, size, is_logged, changed }))
     }
 
     /// Puts a small file into the tree. False if it has grown meanwhile.
@@ -232,6 +286,7 @@ impl Fs {
             let mut txn = Txn::new(Origin::default());
             txn.keep_promise();
             txn.put(Key::inline(item.map), &content);
+            txn.show_no_data();
             fs.commit_item(&mut txn, inode, item)?;
             Ok(true)
         })
@@ -247,7 +302,7 @@ impl Fs {
         if let Some(reserved) = batch.reservation {
             reservation.merge(reserved);
         }
-        let io = self.store.begin_io();
+        let io = self.store.begin_write();
         let (mut writes, mut mappings) = (Vec::new(), Vec::new());
         let mut slots = batch.slots.iter().map(|(_, slot)| self.cache.memory(*slot));
         let mut placed = Ok(());
@@ -263,10 +318,39 @@ impl Fs {
         }
         // Before blocks or pages are used for something else, every write has ended.
         let written = join_all(writes).await;
-        drop(io);
+        inode.data.written.set(io.end());
         placed?;
         written.into_iter().collect::<Result<(), _>>()?;
         self.commit_mappings(inode, mappings, stored_size).await
+    }
+
+    /// Writes logged pages to their blocks. Blocks that are gone from the file meanwhile are left out.
+    async fn write_home(self: &Rc<Self>, inode: &Rc<Inode>, batch: &Batch) -> Result<(), FsError> {
+        let block = u64::from(self.store.block_size());
+        let per_page = self.cache.page_size() / block;
+        let end_of_file = batch.size.div_ceil(block);
+        let map = inode.live.borrow().map;
+        let io = self.store.begin_write();
+        let mut writes = Vec::new();
+        let mut slots = batch.slots.iter().map(|(_, slot)| self.cache.memory(*slot));
+        let mut found = Ok(());
+        for run in &batch.runs {
+            let blocks = run.start * per_page..(run.end * per_page).min(end_of_file);
+            let memory: Vec<_> = slots.by_ref().take((run.end - run.start) as usize).collect();
+            let buffers = IoBuffers::new(joined(&memory), self.cache.hold());
+            let pieces = self.run(|fs| fs.pieces(map, blocks.clone())).await;
+            for piece in pieces.as_deref().unwrap_or_default() {
+                let Some(Stored { addr, unwritten: false }) = piece.stored else { continue };
+                let part = buffers
+                    .slice(((piece.start - blocks.start) * block) as usize, (piece.count * block) as usize);
+                self.queue_writes(addr, part, &mut writes);
+            }
+            found = found.and(pieces.map(drop));
+        }
+        let written = join_all(writes).await;
+        inode.data.written.set(io.end());
+        found?;
+        Ok(written.into_iter().collect::<Result<(), _>>()?)
     }
 
     /// Starts the writes of the file blocks `blocks` and notes what has to be mapped afterwards.
@@ -319,13 +403,23 @@ impl Fs {
         start: u64,
         mappings: &[Mapping],
     ) -> Result<Option<BlockAddr>, FsError> {
-        if let Some(Mapping::Fresh { start: before, allocation }) = mappings.last()
+        let map = inode.live.borrow().map;
+        self.run(|fs| fs.goal_behind(map, start, mappings.last())).await
+    }
+
+    /// The same, `last` being the last mapping that was made.
+    pub(super) fn goal_behind(
+        &self,
+        map: MapId,
+        start: u64,
+        last: Option<&Mapping>,
+    ) -> Try<Option<BlockAddr>> {
+        if let Some(Mapping::Fresh { start: before, allocation }) = last
             && before + u64::from(allocation.range().count) == start
         {
             return Ok(Some(allocation.range().end()));
         }
-        let map = inode.live.borrow().map;
-        let before = self.run(|fs| fs.extent_before(map, start)).await?;
+        let before = self.extent_before(map, start)?;
         Ok(before.map(|(at, item)| BlockAddr(item.device_range().start.0 + (start - at))))
     }
 
@@ -404,26 +498,37 @@ impl Fs {
             txn.delete(Key::inline(item.map));
             item.flags.remove(InodeFlags::INLINE);
         }
-        for mapping in mappings {
-            match mapping {
-                Mapping::Written { start, range } => {
-                    self.unmap(&mut txn, item.map, &(*start..start + u64::from(range.count)), false)?;
-                    self.map(&mut txn, item.map, *start, *range, ExtentFlags::empty())?;
-                }
-                Mapping::Fresh { start, allocation } => {
-                    let range = allocation.range();
-                    txn.alloc(range);
-                    self.map(&mut txn, item.map, *start, range, ExtentFlags::empty())?;
-                    item.blocks += u64::from(range.count);
-                }
-            }
-        }
+        self.add_mappings(&mut txn, &mut item, mappings)?;
         item.size = item.size.max(size.unwrap_or(0));
         if txn.is_empty() && item.size == inode.stored_size.get() {
             // Overwritten in place: the times follow with the next sync.
             return Ok(());
         }
         self.commit_item(&mut txn, inode, item)
+    }
+
+    /// Adds mappings to a transaction.
+    pub(super) fn add_mappings<'a>(
+        &self,
+        txn: &mut Txn,
+        item: &mut InodeItem,
+        mappings: impl IntoIterator<Item = &'a Mapping>,
+    ) -> Try<()> {
+        for mapping in mappings {
+            match mapping {
+                Mapping::Written { start, range } => {
+                    self.unmap(txn, item.map, &(*start..start + u64::from(range.count)), false)?;
+                    self.map(txn, item.map, *start, *range, ExtentFlags::empty())?;
+                }
+                Mapping::Fresh { start, allocation } => {
+                    let range = allocation.range();
+                    txn.alloc(range);
+                    self.map(txn, item.map, *start, range, ExtentFlags::empty())?;
+                    item.blocks += u64::from(range.count);
+                }
+            }
+        }
+        Ok(())
     }
 }
 

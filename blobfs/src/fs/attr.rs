@@ -78,7 +78,7 @@ impl Fs {
                 Some(self.truncate(&mut txn, &inode, size)?)
             }
             None => {
-                txn.change_attributes_only();
+                txn.show_no_data();
                 None
             }
         };

@@ -7,7 +7,7 @@ use super::{Fs, Inode};
 use crate::data::{Cache, PAGES_MIN};
 use crate::error::{Corruption, FsError, Stop, Try, Wait};
 use crate::ondisk::{InodeFlags, InodeItem, Key, Kind};
-use crate::store::{Pins, Store};
+use crate::store::{LoggedData, Pins, Store};
 use crate::txn::{Origin, Txn};
 use crate::units::{InodeId, MapId};
 
@@ -47,6 +47,8 @@ impl Fs {
         let cache = Cache::new(options.cache_size, options.cache_pages_min, store.block_size() as usize)?;
         let (inodes, sessions) = Default::default();
         let fs = Rc::new(Self { store, cache, inodes, sessions, options });
+        let logged_data: std::rc::Weak<dyn LoggedData> = Rc::downgrade(&(fs.clone() as Rc<dyn LoggedData>));
+        fs.store.set_logged_data(logged_data);
         if !fs.run(|fs| fs.has_root()).await? {
             fs.run(|fs| fs.make_root()).await?;
         }

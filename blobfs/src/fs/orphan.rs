@@ -77,7 +77,11 @@ impl Fs {
 
     async fn delete(self: &Rc<Self>, id: InodeId) -> Result<(), FsError> {
         let _guard = match self.run(|fs| fs.inode(id)).await {
-            Ok(inode) => Some(self.stop_data(&inode).await),
+            Ok(inode) => {
+                let guard = self.stop_data(&inode).await;
+                self.forget_logged(&inode);
+                Some(guard)
+            }
             Err(FsError::Stale) => None,
             Err(error) => return Err(error),
         };

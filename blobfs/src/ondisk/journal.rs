@@ -18,12 +18,14 @@
 //! | 4 | free | start u64, count u32 |
 //! | 5 | claim a metadata chunk | start u64, nodes u32 |
 //! | 6 | give back an empty metadata chunk | start u64, nodes u32 |
+//! | 7 | log file data | inode u64, offset u64, length u32, bytes |
+//! | 8 | settle logged data | inode u64, first byte u64, byte behind the last u64 |
 
 use zerocopy::little_endian::{U16, U32, U64};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::{Key, Kind, crc32c};
-use crate::units::{BlockAddr, BlockRange};
+use super::{FILE_SIZE_MAX, Key, Kind, crc32c};
+use crate::units::{BlockAddr, BlockRange, InodeId};
 
 /// Bytes of a block's header.
 pub const JOURNAL_HEADER_LEN: usize = 64;
@@ -138,6 +140,24 @@ pub enum Record<'a> {
         /// Nodes that fit.
         nodes: u32,
     },
+    /// Bytes of a file that its blocks need not hold yet.
+    Log {
+        /// The file.
+        inode: InodeId,
+        /// Where in the file they begin.
+        offset: u64,
+        /// The bytes.
+        bytes: &'a [u8],
+    },
+    /// Bytes of a file that were logged before count no longer: its blocks, or their absence, say what it holds.
+    Settle {
+        /// The file.
+        inode: InodeId,
+        /// First byte.
+        start: u64,
+        /// Byte behind the last one.
+        end: u64,
+    },
 }
 
 /// Head of a transaction's record.
@@ -190,7 +210,21 @@ fn append_record(block: &mut Vec<u8>, record: &Record<'_>) {
         Record::Free(range) => append_range(block, 4, range.start.0, range.count),
         Record::Claim { start, nodes } => append_range(block, 5, *start, *nodes),
         Record::GiveBack { start, nodes } => append_range(block, 6, *start, *nodes),
+        Record::Log { inode, offset, bytes } => {
+            block.push(7);
+            append_u64s(block, &[inode.0, *offset]);
+            block.extend_from_slice(U32::new(bytes.len() as u32).as_bytes());
+            block.extend_from_slice(bytes);
+        }
+        Record::Settle { inode, start, end } => {
+            block.push(8);
+            append_u64s(block, &[inode.0, *start, *end]);
+        }
     }
+}
+
+fn append_u64s(block: &mut Vec<u8>, numbers: &[u64]) {
+    numbers.iter().for_each(|number| block.extend_from_slice(U64::new(*number).as_bytes()));
 }
 
 fn append_key(block: &mut Vec<u8>, key: &Key) {
@@ -286,6 +320,13 @@ impl<'a> Reader<'a> {
                 let range = self.range()?;
                 Record::GiveBack { start: range.start.0, nodes: range.count }
             }
+            7 => {
+                let (inode, offset, len) = (InodeId(self.u64()?), self.u64()?, self.u32()?);
+                let bytes = self.take(len as usize)?;
+                offset.checked_add(u64::from(len)).filter(|end| *end <= FILE_SIZE_MAX)?;
+                Record::Log { inode, offset, bytes }
+            }
+            8 => Record::Settle { inode: InodeId(self.u64()?), start: self.u64()?, end: self.u64()? },
             _ => return None,
         })
     }
@@ -308,6 +349,8 @@ mod tests {
             Record::Free(BlockRange::new(BlockAddr(3), 4)),
             Record::Claim { start: 5, nodes: 64 },
             Record::GiveBack { start: 6, nodes: 16 },
+            Record::Log { inode: InodeId(7), offset: 8, bytes: b"data" },
+            Record::Settle { inode: InodeId(7), start: 8, end: u64::MAX },
         ];
         append_txn(&mut block, TxnHeader::new_zeroed(), records.into_iter());
         seal_block(&mut block, &ID);
@@ -322,8 +365,10 @@ mod tests {
         let txns = decode_block(&block).unwrap();
         assert_eq!(txns.len(), 1);
         assert_eq!(txns[0].records[0], Record::Put(Key::new(7, Kind::Dirent, 9), b"value"));
-        assert_eq!(txns[0].records.len(), 6);
+        assert_eq!(txns[0].records.len(), 8);
         assert_eq!(txns[0].records[5], Record::GiveBack { start: 6, nodes: 16 });
+        assert_eq!(txns[0].records[6], Record::Log { inode: InodeId(7), offset: 8, bytes: b"data" });
+        assert_eq!(txns[0].records[7], Record::Settle { inode: InodeId(7), start: 8, end: u64::MAX });
     }
 
     #[test]

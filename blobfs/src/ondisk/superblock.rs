@@ -21,7 +21,10 @@ pub const RESERVED_LEN: u64 = 12_288;
 pub const SUPERBLOCK_MAGIC: [u8; 8] = *b"vfsblob\0";
 
 /// Version of the layout of the superblock itself.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
+
+/// Oldest version that is read. Version 2 has no logged data; its first checkpoint by this code makes it version 3.
+pub const FORMAT_VERSION_MIN: u32 = 2;
 
 /// Incompatible features that this code can mount.
 pub const INCOMPAT_KNOWN: u64 = 0;
@@ -198,7 +201,7 @@ pub enum SuperblockError {
         found: u32,
     },
     /// A layout that this code does not know.
-    #[error("format version {version}, known is {FORMAT_VERSION}")]
+    #[error("format version {version}, known are {FORMAT_VERSION_MIN} to {FORMAT_VERSION}")]
     Version {
         /// The version found.
         version: u32,
@@ -263,7 +266,8 @@ impl Superblock {
         if raw.crc.get() != expected {
             return Err(SuperblockError::Checksum { expected, found: raw.crc.get() });
         }
-        if raw.version.get() != FORMAT_VERSION || raw.checksum_kind.get() != CHECKSUM_CRC32C {
+        let is_known = (FORMAT_VERSION_MIN..=FORMAT_VERSION).contains(&raw.version.get());
+        if !is_known || raw.checksum_kind.get() != CHECKSUM_CRC32C {
             return Err(SuperblockError::Version { version: raw.version.get() });
         }
         let superblock = Self::from_raw(raw);

@@ -13,6 +13,7 @@ use bdev::{AlignedBuf, Bdev, BdevError, IoBuffers};
 use super::checkpoint::buffer_align;
 use super::chunks::Chunks;
 use super::load::{check_place, fetch};
+use super::logged::Logged;
 use super::tree::{Plan, Tree};
 use super::{OpenError, blocks, records};
 use crate::error::{Corruption, FsError};
@@ -38,6 +39,8 @@ pub(crate) struct Image {
     pub(super) free_blocks: u64,
     /// Journal blocks and transactions that were replayed.
     pub(crate) replayed: Replayed,
+    /// File data that is in the journal only.
+    pub(crate) logged: Logged,
 }
 
 /// What a replay did.
@@ -121,6 +124,7 @@ impl Image {
             last_txn: superblock.last_txn,
             next_id: superblock.next_id,
             replayed: Replayed::default(),
+            logged: Logged::default(),
             superblock,
         };
         image.replay(bdev).await?;
@@ -186,6 +190,7 @@ impl Image {
     }
 
     fn apply(&mut self, plan: &mut Plan, record: &Record<'_>) -> Result<(), &'static str> {
+        self.logged.apply(&self.superblock, record)?;
         let free = self.free_blocks.checked_add_signed(records::blocks_freed(&self.superblock, record));
         self.free_blocks = free.ok_or("uses more blocks than are free")?;
         records::apply(&mut self.tree, &mut self.chunks, &self.superblock, plan, record)

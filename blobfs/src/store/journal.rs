@@ -20,6 +20,9 @@ const BLOCK_LEN_MAX: u64 = 256 * 1024;
 /// The area holds at least this many of the longest blocks, so that a checkpoint runs beside commits.
 const BLOCKS_MIN: u64 = 8;
 
+/// File data takes at most this part of the area.
+pub(super) const LOGGED_SHARE: u64 = 2;
+
 /// Bytes kept for the claims of metadata chunks that go in front of a transaction.
 pub(super) const CLAIMS_LEN: usize = 1024;
 
@@ -29,7 +32,7 @@ pub(super) struct SealedBlock {
     pub(super) bytes: Rc<AlignedBuf>,
     pub(super) last_txn: TxnSeq,
     /// Data that was written by now has to be durable before this block.
-    pub(super) follows_data: bool,
+    pub(super) shows_data: bool,
 }
 
 /// Whether a transaction finds room.
@@ -57,7 +60,11 @@ pub(super) struct Journal {
     next: BlockId,
     open: Vec<u8>,
     last_txn: TxnSeq,
-    follows_data: bool,
+    shows_data: bool,
+    /// Bytes of file data since the tail.
+    logged: u64,
+    /// The same at the end of the last checkpoint that was cut.
+    logged_at_cut: u64,
 }
 
 impl Journal {
@@ -82,7 +89,9 @@ impl Journal {
             },
             open: Vec::new(),
             last_txn: TxnSeq(superblock.last_txn),
-            follows_data: false,
+            shows_data: false,
+            logged: 0,
+            logged_at_cut: 0,
         }
     }
 
@@ -129,12 +138,23 @@ impl Journal {
             self.open.resize(JOURNAL_HEADER_LEN, 0);
         }
         self.last_txn = TxnSeq(header.seq.get());
+        let logged = &mut self.logged;
+        let records = records.inspect(|record| {
+            if let Record::Log { bytes, .. } = record {
+                *logged += bytes.len() as u64;
+            }
+        });
         append_txn(&mut self.open, header, records);
     }
 
     /// The open block shows data, and must not be durable before it.
-    pub(super) fn follow_data(&mut self) {
-        self.follows_data = true;
+    pub(super) fn show_data(&mut self) {
+        self.shows_data = true;
+    }
+
+    /// Whether so much more file data leaves half of the area to everything else.
+    pub(super) fn has_room_to_log(&self, len: usize) -> bool {
+        self.logged + len as u64 <= self.len / LOGGED_SHARE
     }
 
     /// Closes the open block and gives it its place; `None` when it is empty.
@@ -159,12 +179,13 @@ impl Journal {
             offset: self.start + pos,
             bytes: Rc::new(bytes),
             last_txn: self.last_txn,
-            follows_data: std::mem::take(&mut self.follows_data),
+            shows_data: std::mem::take(&mut self.shows_data),
         })
     }
 
     /// Where replay starts after a checkpoint of all that is sealed, and the position to free up to.
-    pub(super) fn end(&self) -> (JournalTail, u64) {
+    pub(super) fn cut(&mut self) -> (JournalTail, u64) {
+        self.logged_at_cut = self.logged;
         let pos = self.head % self.len;
         (JournalTail { pos, seq: self.next.seq, previous_crc: self.next.previous_crc }, self.head)
     }
@@ -172,5 +193,6 @@ impl Journal {
     /// A durable checkpoint stands at position `tail`.
     pub(super) fn free_up_to(&mut self, tail: u64) {
         self.tail = tail;
+        self.logged -= std::mem::take(&mut self.logged_at_cut);
     }
 }

@@ -12,13 +12,14 @@
 //! | `space` | free data blocks, reservations, quarantine of freed blocks |
 //! | `blocks` | the bitmap items that `space` is derived from |
 //! | `journal` | the open journal block and the circular area |
+//! | `rounds` | commits and checkpoints: when what becomes durable |
 //! | `checkpoint` | writing dirty nodes and the superblock |
+//! | `logged` | file data that a replay finds in the journal |
 //! | `image` | where a mount begins: root, chunk map, journal |
 //! | `open` | making and opening a file system |
 //!
 //! A transaction changes the tree at once and is appended to the open journal block. A *commit* round
-//! writes that block; a *checkpoint* round writes the dirty nodes and empties the journal. Both run as
-//! tasks of their own, one of each kind at a time, so nobody who waits for one can leave it half done.
+//! writes that block; a *checkpoint* round writes the dirty nodes and empties the journal (`rounds`).
 //!
 //! **Memory.** Nodes are read when they are needed: a call that misses some returns [`Wait::Nodes`] with all
 //! that it knows it needs, and has changed nothing. Clean nodes are evicted when the cache is full
@@ -42,8 +43,10 @@ mod chunks;
 mod image;
 mod journal;
 mod load;
+mod logged;
 mod open;
 mod records;
+mod rounds;
 mod space;
 mod tree;
 
@@ -55,12 +58,11 @@ use std::rc::{Rc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
-use bdev::{Bdev, IoBuffers, WriteFlags};
+use bdev::Bdev;
 use reactor::Reactor;
-use reactor::sync::Notify;
 
-use crate::error::{Corruption, FsError, Stop, Try, Wait};
-use crate::ondisk::chunk_map::{CHUNK_NODES, ChunkEntry};
+use crate::error::{Corruption, FsError, Try, Wait};
+use crate::ondisk::chunk_map::CHUNK_NODES;
 use crate::ondisk::journal::{Record, TxnHeader};
 use crate::ondisk::node::{NODE_HEADER_LEN, SLOT_LEN};
 use crate::ondisk::superblock::Superblock;
@@ -68,9 +70,9 @@ use crate::ondisk::{ExtentItem, FILE_SIZE_MAX, Key};
 use crate::txn::{Change, Txn};
 use crate::units::{BlockAddr, BlockRange, TxnSeq};
 
-use checkpoint::Checkpoint;
-use journal::{Journal, Room, SealedBlock};
+use journal::{Journal, Room};
 use load::Loads;
+use rounds::{Flushes, Rounds};
 use space::{IoEpochs, Search, Space};
 use tree::{Plan, Tree};
 
@@ -80,8 +82,11 @@ pub(crate) use chunks::Chunks;
 pub use image::{choose_superblock, read_superblocks};
 pub(crate) use image::{read, read_journal_block};
 pub use load::Pins;
+pub(crate) use logged::Logged;
 pub(crate) use open::{IDS_SKIPPED, check_features};
 pub use open::{MkfsError, MkfsOptions, OpenError, OpenOptions, mkfs};
+pub use rounds::DataStamp;
+pub(crate) use rounds::LoggedData;
 pub use tree::NodeRef;
 
 /// How long a transaction may stay in memory without anybody asking for it.
@@ -95,9 +100,6 @@ const CLAIMS_MAX: usize = 16;
 
 /// How long device operations may keep freed blocks from being reused before space is said to be out.
 const SPACE_PATIENCE: Duration = Duration::from_secs(1);
-
-/// Room in the journal for the record of a chunk.
-const CHUNK_RECORD_LEN: usize = 64;
 
 /// Smallest node cache, in nodes: a few of the largest transactions find room in the quarter for dirty nodes.
 const CACHE_NODES_MIN: usize = 256;
@@ -136,6 +138,16 @@ impl Reservation {
         let blocks = blocks.min(self.blocks);
         self.blocks -= blocks;
         Reservation { store: self.store.clone(), blocks }
+    }
+
+    /// Takes blocks back that were allocated out of it and that no device operation has touched.
+    pub(crate) fn take_back(&mut self, mut allocation: Allocation) {
+        let BlockRange { start, count } = allocation.range;
+        allocation.committed = true;
+        let mut space = self.store.space.borrow_mut();
+        space.insert(start.0, u64::from(count));
+        space.reserve(u64::from(count));
+        self.blocks += u64::from(count);
     }
 
     /// Adds another reservation to this one.
@@ -187,6 +199,25 @@ pub struct IoToken {
     epoch: u64,
 }
 
+/// The same for writes of data: what they wrote has to be flushed.
+pub struct WriteToken {
+    flushes: Rc<Flushes>,
+    _io: IoToken,
+}
+
+impl WriteToken {
+    /// The writes have ended; gives the stamp of what they wrote.
+    pub fn end(self) -> DataStamp {
+        self.flushes.note_written()
+    }
+}
+
+impl Drop for WriteToken {
+    fn drop(&mut self) {
+        self.flushes.note_written();
+    }
+}
+
 impl Drop for IoToken {
     fn drop(&mut self) {
         self.epochs.borrow_mut().end(self.epoch);
@@ -204,38 +235,6 @@ pub struct SpaceUsage {
     pub reserved: u64,
     /// Blocks that can still be reserved for data.
     pub available: u64,
-}
-
-/// Rounds of a task that runs once at a time and that many may wait for.
-#[derive(Default)]
-struct Rounds {
-    started: Cell<u64>,
-    finished: Cell<u64>,
-    changed: Notify,
-}
-
-impl Rounds {
-    fn is_running(&self) -> bool {
-        self.started.get() != self.finished.get()
-    }
-
-    fn start(&self) -> u64 {
-        debug_assert!(!self.is_running());
-        self.started.set(self.started.get() + 1);
-        self.started.get()
-    }
-
-    fn finish(&self) {
-        self.finished.set(self.started.get());
-        self.changed.notify_all();
-    }
-
-    /// Waits until nothing runs.
-    async fn idle(&self) {
-        while self.is_running() {
-            self.changed.notified().await;
-        }
-    }
 }
 
 /// The store. One per mounted file system, on one thread.
@@ -274,6 +273,13 @@ pub struct Store {
     failed: RefCell<Option<FsError>>,
     commits: Rounds,
     checkpoints: Rounds,
+    flushes: Rc<Flushes>,
+    /// Who knows the data that is in the journal only.
+    logged_data: RefCell<Option<Weak<dyn LoggedData>>>,
+    /// Data of files that is in the journal only, found by a read-only mount.
+    logged: RefCell<Logged>,
+    /// A checkpoint is about to be cut: nothing is logged.
+    log_closed: Cell<bool>,
     /// Rounds of discarding freed blocks.
     discarding: Rounds,
     timer_armed: Cell<bool>,
@@ -393,8 +399,8 @@ impl Store {
         self.prepare(plan, || txn.changes().iter().map(|change| record(txn, change)))?;
         self.admit_nodes(txn, plan)?;
         self.apply(plan, txn.origin(), || txn.changes().iter().map(|change| record(txn, change)))?;
-        if !txn.is_attributes_only() {
-            self.journal.borrow_mut().follow_data();
+        if txn.shows_data() {
+            self.journal.borrow_mut().show_data();
         }
         self.after_commit();
         Ok(self.last_seq())
@@ -405,7 +411,11 @@ impl Store {
         let item_len_max = self.item_len_max();
         let fits = |change: &Change| match change {
             Change::Put { value, .. } => value.len() <= item_len_max,
-            Change::Delete { .. } | Change::Alloc(_) | Change::Free(_) => true,
+            Change::Delete { .. }
+            | Change::Alloc(_)
+            | Change::Free(_)
+            | Change::Log { .. }
+            | Change::Settle { .. } => true,
         };
         let len = txn.journal_bytes();
         if len > self.journal.borrow().txn_len_max() || !txn.changes().iter().all(fits) {
@@ -515,7 +525,7 @@ impl Store {
                     let groups = range.count as usize / self.superblock.group_blocks as usize + 2;
                     groups * (SLOT_LEN + group_len)
                 }
-                Change::Delete { .. } | Change::Free(_) => 0,
+                Change::Delete { .. } | Change::Free(_) | Change::Log { .. } | Change::Settle { .. } => 0,
             })
             .sum();
         6 * bytes / (self.superblock.node_size as usize - NODE_HEADER_LEN) + 1
@@ -649,182 +659,6 @@ impl Store {
     /// Number of the last applied transaction.
     pub fn last_seq(&self) -> TxnSeq {
         TxnSeq(self.seq.get())
-    }
-
-    /// Waits until every transaction up to `seq` is durable, together with all data whose writes completed
-    /// before the call. Concurrent calls share a commit.
-    ///
-    /// # Errors
-    /// The device's error; from then on the store is read-only.
-    pub async fn sync(self: &Rc<Self>, seq: TxnSeq) -> Result<(), FsError> {
-        if self.readonly {
-            return Ok(());
-        }
-        let nothing_to_do = seq <= self.durable.get() && !self.bdev.limits().volatile_cache;
-        // A round that runs already may have flushed before the caller's data was written.
-        let wanted = self.commits.started.get() + 1;
-        loop {
-            self.check_failed()?;
-            if nothing_to_do || self.commits.finished.get() >= wanted {
-                return Ok(());
-            }
-            if self.commits.is_running() {
-                self.commits.changed.notified().await;
-            } else {
-                self.start_commit();
-            }
-        }
-    }
-
-    /// Seals the open block now and writes it in a task.
-    fn start_commit(self: &Rc<Self>) {
-        self.commits.start();
-        let sealed = self.journal.borrow_mut().seal();
-        let store = self.clone();
-        drop(self.reactor.spawn(async move {
-            if let Err(error) = store.write_block(sealed).await {
-                store.fail(error);
-            }
-            store.commits.finish();
-        }));
-    }
-
-    /// Makes data and the block durable. Where the block names extents or sizes of data that may be in the device's
-    /// cache only, in this order:
-    ///
-    /// 1. FLUSH: the data;
-    /// 2. the block with FUA: only now may anybody be told that its transactions are durable.
-    ///
-    /// Otherwise one FLUSH behind the block serves both.
-    async fn write_block(&self, sealed: Option<SealedBlock>) -> Result<(), FsError> {
-        self.check_failed()?;
-        let volatile = self.bdev.limits().volatile_cache;
-        let ordered = sealed.as_ref().is_some_and(|block| block.follows_data);
-        if ordered && volatile {
-            self.bdev.flush().await?;
-        }
-        if let Some(block) = &sealed {
-            let flags = if ordered { WriteFlags::FUA } else { WriteFlags::NONE };
-            self.bdev.write(block.offset, IoBuffers::from_aligned(&block.bytes), flags).await?;
-        }
-        if !ordered && volatile {
-            self.bdev.flush().await?;
-        }
-        if let Some(block) = sealed {
-            self.durable.set(block.last_txn);
-            self.release_space();
-        }
-        Ok(())
-    }
-
-    /// Writes all nodes that were changed by now, and empties the journal.
-    async fn checkpoint(self: &Rc<Self>) -> Result<(), FsError> {
-        // A round that runs already was cut before the caller's transactions.
-        let wanted = self.checkpoints.started.get() + 1;
-        loop {
-            self.check_failed()?;
-            if self.checkpoints.finished.get() >= wanted {
-                return Ok(());
-            }
-            if self.checkpoints.is_running() {
-                self.checkpoints.changed.notified().await;
-            } else {
-                self.start_checkpoint(false);
-            }
-        }
-    }
-
-    fn start_checkpoint(self: &Rc<Self>, clean: bool) {
-        self.checkpoints.start();
-        let store = self.clone();
-        drop(self.reactor.spawn(async move {
-            if let Err(error) = store.checkpoint_round(clean).await {
-                store.fail(error);
-            }
-            store.checkpoints.finish();
-        }));
-    }
-
-    /// One checkpoint. The open block is sealed and the dirty nodes are taken in one step, so the
-    /// checkpoint stands exactly at the end of a journal block.
-    async fn checkpoint_round(self: &Rc<Self>, clean: bool) -> Result<(), FsError> {
-        self.commits.idle().await;
-        self.check_failed()?;
-        self.start_commit();
-        let cut = self.cut_checkpoint(clean);
-        self.commits.idle().await;
-        self.check_failed()?;
-        self.write_checkpoint(cut).await?;
-        if !clean {
-            self.give_back_chunks().await?;
-        }
-        Ok(())
-    }
-
-    /// Makes empty chunks free blocks again, as long as more places are left than are soon needed.
-    async fn give_back_chunks(self: &Rc<Self>) -> Result<(), FsError> {
-        let mut pins = Pins::default();
-        loop {
-            let Some(ChunkEntry { start, nodes, .. }) = self.chunks.borrow().empty() else { return Ok(()) };
-            let kept = 2 * self.reserve_nodes + self.dirty_max.get().min(self.tree.borrow().live());
-            if self.slack() < (kept + 2 * nodes as usize) as i64 || self.check_writable().is_err() {
-                return Ok(());
-            }
-            if self.journal.borrow().room(CHUNK_RECORD_LEN) != Room::Enough {
-                return Ok(());
-            }
-            match self.log_chunk(0, Record::GiveBack { start, nodes }) {
-                Ok(true) => {}
-                Ok(false) => return Ok(()),
-                Err(Stop::Wait(Wait::Nodes(missing))) => self.load_nodes(&missing, &mut pins).await?,
-                Err(Stop::Wait(_)) => return Ok(()),
-                Err(Stop::Fail(error)) => return Err(error),
-            }
-        }
-    }
-
-    /// Cuts a checkpoint at the end of the last sealed block; the open block must be empty.
-    fn cut_checkpoint(&self, clean: bool) -> (Checkpoint, u64) {
-        debug_assert!(!self.journal.borrow().is_open());
-        let (tail, position) = self.journal.borrow().end();
-        let superblock = Superblock {
-            generation: self.generation.get() + 1,
-            clean,
-            tail,
-            next_id: self.next_id.get(),
-            last_txn: self.seq.get(),
-            free_blocks: self.free_blocks.get(),
-            ..self.superblock.clone()
-        };
-        let (mut tree, mut chunks) = (self.tree.borrow_mut(), self.chunks.borrow_mut());
-        let checkpoint =
-            Checkpoint::cut(&mut tree, &mut chunks, &mut self.map_pages.borrow_mut(), superblock);
-        (checkpoint, position)
-    }
-
-    async fn write_checkpoint(&self, (checkpoint, position): (Checkpoint, u64)) -> Result<(), FsError> {
-        let written = checkpoint.write(&self.bdev).await?;
-        self.generation.set(written.superblock.generation);
-        self.checkpointed.set(written.superblock.last_txn);
-        written.settle(&mut self.tree.borrow_mut(), &mut self.chunks.borrow_mut());
-        self.journal.borrow_mut().free_up_to(position);
-        Ok(())
-    }
-
-    /// Makes everything durable, writes a last checkpoint and marks the file system as clean. Afterwards
-    /// every change is refused.
-    ///
-    /// # Errors
-    /// The device's error.
-    pub async fn close(self: &Rc<Self>) -> Result<(), FsError> {
-        if self.readonly || self.closed.replace(true) {
-            return Ok(());
-        }
-        self.checkpoints.idle().await;
-        self.check_failed()?;
-        self.start_checkpoint(true);
-        self.checkpoints.idle().await;
-        self.check_failed()
     }
 
     /// Waits for what a call waits for. The pins keep loaded nodes in memory; an operation that waits several
@@ -1011,6 +845,11 @@ impl Store {
         IoToken { epochs, epoch }
     }
 
+    /// Announces writes of data; see [`WriteToken`].
+    pub fn begin_write(&self) -> WriteToken {
+        WriteToken { flushes: self.flushes.clone(), _io: self.begin_io() }
+    }
+
     /// Space as `statfs` shows it: reservations and what metadata keeps are subtracted; blocks that a commit
     /// will free count as free.
     pub fn space(&self) -> SpaceUsage {
@@ -1045,7 +884,7 @@ impl Store {
     }
 
     /// Latches the first failure: from now on nothing is written.
-    fn fail(&self, error: FsError) {
+    pub(crate) fn fail(&self, error: FsError) {
         let mut failed = self.failed.borrow_mut();
         if failed.is_none() {
             tracing::error!(%error, "the file system is read-only from now on");
@@ -1064,6 +903,12 @@ fn record<'a>(txn: &'a Txn, change: &Change) -> Record<'a> {
         Change::Delete { key } => Record::Delete(*key),
         Change::Alloc(range) => Record::Alloc(*range),
         Change::Free(range) => Record::Free(*range),
+        Change::Log { inode, offset, bytes } => {
+            Record::Log { inode: *inode, offset: *offset, bytes: txn.value(bytes) }
+        }
+        Change::Settle { inode, bytes } => {
+            Record::Settle { inode: *inode, start: bytes.start, end: bytes.end }
+        }
     }
 }
 

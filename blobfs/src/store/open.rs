@@ -337,8 +337,14 @@ impl Store {
     /// 1. the whole valid journal is applied in memory;
     /// 2. FLUSH: what was read may still be in the device's cache; nothing that the journal freed may be
     ///    overwritten before the journal itself is durable;
-    /// 3. a checkpoint with a new epoch, to places that are free in the checkpoint before. Only then is the
+    /// 3. logged data is written to the blocks that its files have at the journal's end. They may belong to
+    ///    others in the checkpoint, but from step 2 on nobody goes back to that: whoever recovers after another power
+    ///    cut reads the same journal and writes the same bytes;
+    /// 4. a checkpoint with a new epoch, to places that are free in the checkpoint before. Its FLUSH makes the
+    ///    data of step 3 durable before its superblock lets the journal go. Only then is the
     ///    first journal block of this mount appended, so blocks of earlier mounts never fit behind it.
+    ///
+    /// A read-only mount does the first step only, and finds the logged data in [`Store::logged`].
     ///
     /// # Errors
     /// See [`OpenError`].
@@ -356,6 +362,7 @@ impl Store {
             if store.slack() < 0 {
                 return Err(FsError::NoSpace.into());
             }
+            store.write_logged(&store.logged.take()).await?;
             store.write_checkpoint(store.cut_checkpoint(false)).await?;
         }
         Ok(store)
@@ -372,6 +379,7 @@ impl Store {
             next_id,
             free_blocks,
             replayed,
+            logged,
         } = image;
         let clean = superblock.clean && replayed.blocks == 0;
         if replayed.blocks > 0 {
@@ -409,6 +417,10 @@ impl Store {
             failed: RefCell::new(None),
             commits: Rounds::default(),
             checkpoints: Rounds::default(),
+            flushes: Rc::default(),
+            logged_data: RefCell::new(None),
+            logged: RefCell::new(logged),
+            log_closed: Cell::new(false),
             timer_armed: Cell::new(false),
             futile_wait: Cell::new(None),
             superblock,

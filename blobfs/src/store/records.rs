@@ -25,6 +25,7 @@ pub(super) fn plan(tree: &Tree, superblock: &Superblock, plan: &mut Plan, record
         Record::Claim { start, nodes } | Record::GiveBack { start, nodes } => {
             (*start, u64::from(*nodes) * superblock.node_blocks())
         }
+        Record::Log { .. } | Record::Settle { .. } => return,
     };
     if blocks::in_data_area(superblock, start, count) {
         for (key, _) in blocks::groups(superblock, start, count) {
@@ -59,6 +60,7 @@ pub(super) fn apply(
         Record::GiveBack { start, nodes } => {
             blocks::give_back(tree, chunks, superblock, plan, *start, *nodes)?;
         }
+        Record::Log { .. } | Record::Settle { .. } => {}
     }
     Ok(())
 }
@@ -68,14 +70,19 @@ pub(super) fn frees(superblock: &Superblock, record: &Record<'_>) -> Option<(u64
     match record {
         Record::Free(range) => Some((range.start.0, u64::from(range.count))),
         Record::GiveBack { start, nodes } => Some((*start, u64::from(*nodes) * superblock.node_blocks())),
-        Record::Put(..) | Record::Delete(_) | Record::Alloc(_) | Record::Claim { .. } => None,
+        Record::Put(..)
+        | Record::Delete(_)
+        | Record::Alloc(_)
+        | Record::Claim { .. }
+        | Record::Log { .. }
+        | Record::Settle { .. } => None,
     }
 }
 
 /// Blocks that a record makes free, or uses up (negative).
 pub(super) fn blocks_freed(superblock: &Superblock, record: &Record<'_>) -> i64 {
     match record {
-        Record::Put(..) | Record::Delete(_) => 0,
+        Record::Put(..) | Record::Delete(_) | Record::Log { .. } | Record::Settle { .. } => 0,
         Record::Alloc(range) => -i64::from(range.count),
         Record::Free(range) => i64::from(range.count),
         Record::Claim { nodes, .. } => -((u64::from(*nodes) * superblock.node_blocks()) as i64),

@@ -5,8 +5,8 @@ mod waits;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use bdev::AlignedBuf;
 use bdev::sim::{CrashChoice, Effect, Fault, OpKind, SimDisk};
+use bdev::{AlignedBuf, IoBuffers, WriteFlags};
 use proptest::prelude::*;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -199,9 +199,10 @@ impl Workload {
         let range = allocation.range();
         self.tag += 1;
         let buf = filled(range.count as usize * BLOCK as usize, self.tag);
-        let _io = self.store.begin_io();
+        let io = self.store.begin_write();
         let offset = range.bytes(BLOCK).start;
         self.store.bdev().write(offset, IoBuffers::from_aligned(&buf), WriteFlags::NONE).await.unwrap();
+        io.end();
         let key = Key::new(EXTENT_OWNER + self.rng.random_range(0..40), Kind::Extent, self.tag);
         let value = extent_value(range, self.tag);
         txn.alloc(range);
@@ -518,7 +519,7 @@ fn a_readonly_store_writes_nothing_and_shows_the_journal() {
     let (bdev, inner) = (crashed.clone(), reactor.clone());
     let readonly = reactor.block_on(async move { Store::open(bdev, inner, options).await }).unwrap();
     check(&readonly, &reactor, &workload.model);
-    assert_eq!(readonly.commit(&Txn::default()), Err(FsError::ReadOnly.into()));
+    assert_eq!(readonly.commit(&Txn::new(Origin::default())), Err(FsError::ReadOnly.into()));
     let inner = readonly.clone();
     reactor.block_on(async move { inner.close().await }).unwrap();
     assert_eq!(crashed.writes(), 0);

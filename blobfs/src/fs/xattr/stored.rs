@@ -145,7 +145,7 @@ impl Fs {
             };
             let bytes = allocation.range().bytes(self.store.block_size());
             let len = (bytes.end - bytes.start) as usize;
-            let io = self.store.begin_io();
+            let io = self.store.begin_write();
             self.store.bdev().write(bytes.start, src.slice(done, len), WriteFlags::NONE).await?;
             drop(io);
             written.push(allocation);
