@@ -4,7 +4,9 @@
 mod appends;
 mod device_errors;
 mod discards;
+mod log;
 
+use std::future::Future;
 use std::ops::Range;
 use std::rc::Rc;
 use std::time::Duration;

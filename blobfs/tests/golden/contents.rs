@@ -116,12 +116,20 @@ impl Client {
     pub(crate) async fn change(&self) -> Result<(), FsError> {
         let root = InodeId::ROOT;
         let late = self.create(root, "late", FILE).await?;
-        self.write(late, 0, &pattern(5_000)).await?;
+        self.write(late, 0, &[0xff; 5_000]).await?;
+        self.write(late, 4_096, &pattern(5_000)[4_096..]).await?;
         self.run(|fs, ctx| fs.unlink(ctx, root, b"fifo")).await?;
         let rename = |fs: &Rc<Fs>, ctx: &Context| {
             fs.rename(ctx, (root, b"soft"), (root, b"moved"), Default::default(), false)
         };
         self.run(rename).await
+    }
+
+    /// What the journal has as file data: it is newer than the file's blocks.
+    pub(crate) async fn log(&self) -> Result<(), FsError> {
+        let late = self.run(|fs, ctx| fs.lookup(ctx, InodeId::ROOT, b"late")).await?.attr.inode;
+        self.write(late, 0, &pattern(4_096)).await?;
+        self.fs.sync_inode(late, false).await
     }
 
     pub(crate) async fn sync(&self) -> Result<(), FsError> {

@@ -104,6 +104,7 @@ fn make(state: State) -> Rc<SimDisk> {
     let client = reactor.block_on(async move {
         client.change().await.unwrap();
         client.sync().await.unwrap();
+        client.log().await.unwrap();
         client
     });
     let crashed = disk.crash(CrashChoice::Nothing);
