@@ -74,6 +74,14 @@ pub enum Finding {
         /// Sequence number that was found behind it.
         found: u64,
     },
+    /// The journal has data of a file that the file has no blocks for.
+    #[error("inode {inode}: the journal has {bytes} bytes of it that no block is there for")]
+    LoggedData {
+        /// The file.
+        inode: u64,
+        /// How many bytes.
+        bytes: u64,
+    },
     /// A page of the chunk map cannot be used.
     #[error("chunk map page at block {block}: {problem}")]
     ChunkMap {

@@ -3,6 +3,8 @@
 //! What can be told from an item and those of the same owner is checked here; what the owners say about each
 //! other is kept, small, for `links`.
 
+use std::rc::Rc;
+
 use hashbrown::HashMap;
 
 use super::Counts;
@@ -16,8 +18,8 @@ use crate::ondisk::{
     DirentRef, ExtentFlags, ExtentItem, FILE_SIZE_MAX, InodeFlags, InodeItem, Key, Kind, SLOT_BITS, XattrRef,
     name_hash,
 };
-use crate::store::in_data_area;
-use crate::units::{InodeId, MapId};
+use crate::store::{Logged, in_data_area};
+use crate::units::{BlockRange, InodeId, MapId};
 
 /// `DT_DIR`.
 pub(super) const DT_DIR: u8 = 4;
@@ -121,6 +123,15 @@ impl Claim {
     }
 }
 
+/// A run of bytes of a file that is in the journal only, and the device byte where it belongs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LoggedHome {
+    pub(super) inode: InodeId,
+    pub(super) offset: u64,
+    pub(super) len: u64,
+    pub(super) device: u64,
+}
+
 /// Names of one hash, to find those that are there twice.
 #[derive(Default)]
 struct Bucket {
@@ -172,6 +183,12 @@ pub(super) struct Census {
     /// Highest number of an inode or map.
     pub(super) highest: u64,
     pub(super) counts: Counts,
+    /// File data that is in the journal only.
+    logged: Rc<Logged>,
+    /// Maps of the files that have some, and the files.
+    logged_maps: HashMap<u64, InodeId>,
+    /// The blocks that it belongs to.
+    pub(super) homes: Vec<LoggedHome>,
     contents: HashMap<u64, Content>,
     claims: HashMap<u64, Claim>,
     owner: Owner,
@@ -181,7 +198,7 @@ pub(super) struct Census {
 
 impl Census {
     /// No items yet.
-    pub(super) fn new(superblock: &Superblock) -> Self {
+    pub(super) fn new(superblock: &Superblock, logged: &Rc<Logged>) -> Self {
         Self {
             superblock: superblock.clone(),
             recorded: BlockSet::new(superblock),
@@ -191,6 +208,9 @@ impl Census {
             inodes: HashMap::new(),
             highest: 0,
             counts: Counts::default(),
+            logged: logged.clone(),
+            logged_maps: HashMap::new(),
+            homes: Vec::new(),
             contents: HashMap::new(),
             claims: HashMap::new(),
             owner: Owner::default(),
@@ -301,6 +321,10 @@ impl Census {
         state.parent = item.parent.0;
         state.owns_map = item.map.0 == number;
         self.owner.inode = Some(item);
+        // What belongs to an orphan is deleted with it.
+        if item.nlink > 0 && self.logged.contains(InodeId(number)) {
+            self.logged_maps.insert(item.map.0, InodeId(number));
+        }
         match item.mode & S_IFMT {
             S_IFDIR => self.counts.directories += 1,
             S_IFREG => self.counts.files += 1,
@@ -428,12 +452,44 @@ impl Census {
         if !in_data_area(&self.superblock, start, count) {
             return found("lies outside the data area", removed());
         }
+        if !item.flags.contains(ExtentFlags::UNWRITTEN) {
+            self.find_homes(map, file_block, &device);
+        }
         for (start, end) in self.used.change(&self.superblock, start, count, true) {
             let remedy =
                 Remedy::lossy("the extent got a copy of its own").with(Change::CopyExtent(key, item));
             findings.push(Finding::BlocksUsedTwice { map, file_block, start, end }, remedy);
             self.used_twice.change(&self.superblock, start, end - start, true);
         }
+    }
+
+    /// Notes where logged data of an extent belongs.
+    fn find_homes(&mut self, map: u64, file_block: u64, device: &BlockRange) {
+        let Some(inode) = self.logged_maps.get(&map) else { return };
+        let block = u64::from(self.superblock.block_size);
+        let first = file_block * block;
+        let bytes = first..first + u64::from(device.count) * block;
+        self.homes.extend(self.logged.parts(*inode, &bytes).map(|(offset, part)| LoggedHome {
+            inode: *inode,
+            offset,
+            len: part.len() as u64,
+            device: device.start.0 * block + (offset - first),
+        }));
+    }
+
+    /// Files with a name that have logged data but too few blocks for it, with the bytes that have no place.
+    pub(super) fn homeless(&self) -> Vec<(InodeId, u64)> {
+        let mut missing: HashMap<InodeId, u64> = HashMap::new();
+        for inode in self.logged_maps.values() {
+            let all = self.logged.parts(*inode, &(0..u64::MAX)).map(|(_, bytes)| bytes.len() as u64).sum();
+            missing.insert(*inode, all);
+        }
+        for home in &self.homes {
+            missing.entry(home.inode).and_modify(|bytes| *bytes = bytes.saturating_sub(home.len));
+        }
+        let mut missing: Vec<_> = missing.into_iter().filter(|(_, bytes)| *bytes > 0).collect();
+        missing.sort_unstable();
+        missing
     }
 
     fn claim(&mut self, map: u64, claim: Claim, findings: &mut Findings) {

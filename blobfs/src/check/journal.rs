@@ -67,7 +67,7 @@ pub(super) struct Journal {
     /// Last transaction that was applied.
     pub(super) last_txn: u64,
     /// File data that a mount would write to its files' blocks.
-    pub(super) logged: Logged,
+    pub(super) logged: Rc<Logged>,
     superblock: Superblock,
     item_len_max: usize,
 }
@@ -84,7 +84,7 @@ impl Journal {
             whole: true,
             unreadable: false,
             end: superblock.tail,
-            logged: Logged::default(),
+            logged: Rc::default(),
             superblock: superblock.clone(),
             last_txn: superblock.last_txn,
             item_len_max: item_len_max(superblock.node_size as usize),
@@ -198,7 +198,9 @@ impl Journal {
             Record::GiveBack { start, nodes } => {
                 self.space.push((place, SpaceChange::GiveBack { start: *start, nodes: *nodes }));
             }
-            Record::Log { .. } | Record::Settle { .. } => self.logged.apply(&self.superblock, record)?,
+            Record::Log { .. } | Record::Settle { .. } => {
+                Rc::make_mut(&mut self.logged).apply(&self.superblock, record)?;
+            }
         }
         Ok(())
     }

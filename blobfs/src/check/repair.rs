@@ -33,15 +33,15 @@
 
 use std::rc::Rc;
 
-use bdev::{Bdev, BdevError, IoBuffers, WriteFlags};
+use bdev::{AlignedBuf, Bdev, BdevError, IoBuffers, WriteFlags};
 use serde::Serialize;
 
 use super::edits::Edits;
 use super::finding::{FINDINGS_MAX, Finding, Findings};
-use super::items::{Census, DT_DIR, LOST_AND_FOUND, Presence, SLOT_MAX};
+use super::items::{Census, DT_DIR, LOST_AND_FOUND, LoggedHome, Presence, SLOT_MAX};
 use super::remedy::{Change, InodeEdit, ItemEdit, Remedy};
 use super::superblocks::{self, Choice};
-use super::survey::{Subject, Survey, check_owners};
+use super::survey::{Subject, Survey, check_logged, check_owners};
 use super::tree::{self, Rescued};
 use super::usage::BlockSet;
 use super::{Progress, Report, check_with, rebuild};
@@ -51,7 +51,7 @@ use crate::ondisk::superblock::{COUNTER_MAX, Superblock};
 use crate::ondisk::{
     DirentRef, ExtentFlags, ExtentItem, InodeItem, Key, SLOT_BITS, Timestamp, encode_dirent, name_hash,
 };
-use crate::store::{IDS_SKIPPED, OpenError, check_features, read};
+use crate::store::{IDS_SKIPPED, Logged, OpenError, check_features, read};
 use crate::units::{BlockAddr, InodeId};
 
 /// Surveys after which a repair gives up. Real damage takes two to five.
@@ -235,6 +235,7 @@ impl<'a> Repairer<'a> {
             self.subject.check_whole(&mut survey, findings);
         } else {
             check_owners(&mut survey.census, findings);
+            check_logged(&survey.census, findings);
         }
         self.subject.check_counter(&survey.census, findings);
         survey
@@ -458,6 +459,9 @@ impl<'a> Repairer<'a> {
             last_txn: self.subject.journal.last_txn,
             ..old.clone()
         };
+        write_logged(self.subject.bdev, &self.subject.journal.logged, &survey.census.homes)
+            .await
+            .map_err(|error| OpenError::Failed(error.into()))?;
         let plan = rebuild::Plan {
             superblock,
             edits: &self.edits,
@@ -469,6 +473,28 @@ impl<'a> Repairer<'a> {
         };
         rebuild::rebuild(self.subject, plan, progress).await
     }
+}
+
+/// Writes file data that is in the journal only to its blocks, before the journal is let go. First what was read of the
+/// journal becomes durable, so that an interruption leaves it to be read and written again.
+async fn write_logged(
+    bdev: &Rc<dyn Bdev>,
+    logged: &Logged,
+    homes: &[LoggedHome],
+) -> Result<(), BdevError> {
+    if !homes.is_empty() && bdev.limits().volatile_cache {
+        bdev.flush().await?;
+    }
+    let align = bdev.limits().dma_align.max(bdev.limits().block_size) as usize;
+    for home in homes {
+        let mut buf = AlignedBuf::zeroed(home.len as usize, align);
+        for (offset, bytes) in logged.parts(home.inode, &(home.offset..home.offset + home.len)) {
+            let at = (offset - home.offset) as usize;
+            buf[at..at + bytes.len()].copy_from_slice(bytes);
+        }
+        bdev.write(home.device, IoBuffers::from_aligned(&Rc::new(buf)), WriteFlags::NONE).await?;
+    }
+    Ok(())
 }
 
 /// Copies blocks to free ones; false when they cannot be read.

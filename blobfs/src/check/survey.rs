@@ -75,7 +75,7 @@ impl<'a> Subject<'a> {
         progress: &mut dyn FnMut(Progress),
     ) -> Survey {
         self.places.walk_again();
-        let mut census = Census::new(&self.superblock);
+        let mut census = Census::new(&self.superblock, &self.journal.logged);
         self.use_metadata(&mut census);
         let mut walk = Walk::new(self.bdev, &self.superblock, rescued);
         let mut merge = Merge::new(&self.journal.items, edits);
@@ -196,6 +196,7 @@ impl<'a> Subject<'a> {
         }
         self.places.find_leaked(findings);
         check_owners(&mut survey.census, findings);
+        check_logged(&survey.census, findings);
         self.check_bitmaps(&mut survey.census, findings);
     }
 
@@ -239,6 +240,13 @@ impl<'a> Subject<'a> {
             };
             findings.push(place.finding(problem), Remedy::lossy("passed over"));
         }
+    }
+}
+
+/// Checks that file data which is in the journal only has blocks to go to.
+pub(super) fn check_logged(census: &Census, findings: &mut Findings) {
+    for (inode, bytes) in census.homeless() {
+        findings.push(Finding::LoggedData { inode: inode.0, bytes }, Remedy::lossy("given up"));
     }
 }
 

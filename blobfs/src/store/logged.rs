@@ -28,7 +28,7 @@ const PIECES_AT_A_TIME: usize = 64;
 type Pieces = BTreeMap<u64, Vec<u8>>;
 
 /// Logged data that counts.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Logged {
     files: BTreeMap<InodeId, Pieces>,
     bytes: u64,
