@@ -477,11 +477,7 @@ impl<'a> Repairer<'a> {
 
 /// Writes file data that is in the journal only to its blocks, before the journal is let go. First what was read of the
 /// journal becomes durable, so that an interruption leaves it to be read and written again.
-async fn write_logged(
-    bdev: &Rc<dyn Bdev>,
-    logged: &Logged,
-    homes: &[LoggedHome],
-) -> Result<(), BdevError> {
+async fn write_logged(bdev: &Rc<dyn Bdev>, logged: &Logged, homes: &[LoggedHome]) -> Result<(), BdevError> {
     if !homes.is_empty() && bdev.limits().volatile_cache {
         bdev.flush().await?;
     }

@@ -417,6 +417,27 @@ fn a_damaged_journal_ends_at_the_damage() {
 }
 
 #[test]
+fn logged_data_is_brought_home() {
+    for repaired in [false, true] {
+        let sample = Sample::new();
+        sample.set_superblock(|superblock| superblock.clean = false);
+        let record = Record::Log { inode: sample.file, offset: 512, bytes: &[9; BLOCK as usize] };
+        super::structure::append_block(&sample, 0, 1, &[record]);
+        if repaired {
+            sample.set_superblock(|superblock| superblock.free_blocks -= 1);
+            let report = repair_with(&sample.disk, CAREFUL).unwrap();
+            assert!(report.changed && report.after.is_clean(), "{report:#?}");
+            assert_eq!(report.after.counts.journal_blocks, 0);
+        }
+        let mut expected = undamaged();
+        for name in ["file", "dir/link"] {
+            expected.get_mut(name).unwrap().content[512..1024].fill(9);
+        }
+        assert_eq!(seen(&sample.disk), expected, "repaired: {repaired}");
+    }
+}
+
+#[test]
 fn a_journal_that_cannot_be_read_ends_there() {
     let sample = Sample::new();
     sample.set_superblock(|superblock| superblock.clean = false);

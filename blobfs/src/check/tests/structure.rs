@@ -86,7 +86,7 @@ fn other_devices_are_not_checked() {
 }
 
 /// A journal block that follows the newest checkpoint.
-fn append_block(sample: &Sample, skip: u64, txn: u64, records: &[Record<'_>]) -> u64 {
+pub(super) fn append_block(sample: &Sample, skip: u64, txn: u64, records: &[Record<'_>]) -> u64 {
     let superblock = sample.superblock();
     let mut block = vec![0; JOURNAL_HEADER_LEN];
     let header = TxnHeader {
@@ -135,6 +135,62 @@ fn journal_blocks_that_cannot_be_applied_are_found() {
         let count = if matches!(record, Record::GiveBack { .. }) { 2 } else { 1 };
         assert_eq!((*at, found.len()), (block, count), "{found:?}");
         assert!(problem.contains(expected), "{problem}");
+    }
+}
+
+#[test]
+fn logged_data_that_no_block_is_there_for_is_found() {
+    let block = u64::from(BLOCK);
+    let far = Record::Log { inode: InodeId(0), offset: 1000 * block, bytes: &[1; 2 * BLOCK as usize] };
+    let cases: [(Record<'_>, Option<u64>); 3] = [
+        (far, Some(2 * block)),
+        (Record::Log { inode: InodeId(0), offset: 0, bytes: &[1; BLOCK as usize] }, None),
+        (Record::Settle { inode: InodeId(0), start: 0, end: block }, None),
+    ];
+    for (record, missing) in cases {
+        let sample = Sample::new();
+        let record = match record {
+            Record::Log { offset, bytes, .. } => Record::Log { inode: sample.file, offset, bytes },
+            Record::Settle { start, end, .. } => Record::Settle { inode: sample.file, start, end },
+            other => other,
+        };
+        sample.set_superblock(|superblock| superblock.clean = false);
+        append_block(&sample, 0, 1, &[record]);
+        let expected = missing.map(|bytes| Finding::LoggedData { inode: sample.file.0, bytes });
+        assert_eq!(findings_of(&sample.disk), Vec::from_iter(expected));
+    }
+}
+
+#[test]
+fn logged_data_of_orphans_and_of_nobody_means_nothing() {
+    for inode in [InodeId(77_777), InodeId::ROOT] {
+        let sample = Sample::new();
+        sample.set_superblock(|superblock| superblock.clean = false);
+        append_block(&sample, 0, 1, &[Record::Log { inode, offset: 0, bytes: &[1; BLOCK as usize] }]);
+        let found = findings_of(&sample.disk);
+        assert_eq!(found.is_empty(), inode != InodeId::ROOT, "{found:?}");
+    }
+}
+
+#[test]
+fn logged_parts_of_blocks_are_found() {
+    for record in [
+        Record::Log { inode: InodeId(5), offset: 1, bytes: &[1; BLOCK as usize] },
+        Record::Log { inode: InodeId(5), offset: 0, bytes: &[1; 100] },
+        Record::Settle { inode: InodeId(5), start: 100, end: 512 },
+    ] {
+        let sample = Sample::new();
+        sample.set_superblock(|superblock| superblock.clean = false);
+        append_block(&sample, 0, 1, &[record]);
+        let found = findings_of(&sample.disk);
+        assert!(
+            matches!(&found[..], [Finding::Journal { problem, .. }] if problem.contains("part of a block")),
+            "{found:?}"
+        );
+        assert!(
+            matches!(mount(&sample.disk), Err(OpenError::Failed(FsError::Corrupt(_)))),
+            "a mount refuses it"
+        );
     }
 }
 
