@@ -1,7 +1,7 @@
 //! Test programs and the peer of benchmarks from crates.io, built into the cache.
 //!
-//! A program is built as released, with the versions of its own lock file. One of its crates may be changed by a patch
-//! from `xtask/patches`, which is part of what the program is made from: another patch makes another program.
+//! A program is built as released, with the versions of its own lock file. It or one of its crates may be changed by a
+//! patch from `xtask/patches`, which is part of what the program is made from: another patch makes another program.
 
 use std::{
     fs,
@@ -23,7 +23,7 @@ pub(super) struct Tool {
     change: Option<Change>,
 }
 
-/// A change to one of the crates that a program is made of.
+/// A change to a program's own crate, or to one of those that it is made of.
 #[derive(Debug)]
 struct Change {
     /// Ends the name of the program's folder.
@@ -41,7 +41,17 @@ struct Change {
 pub(super) const PJDFSTEST: Tool = Tool { name: "pjdfstest", version: "0.2.2", change: None };
 
 /// File system exerciser.
-pub(super) const FSX: Tool = Tool { name: "fsx", version: "0.3.2", change: None };
+pub(super) const FSX: Tool = Tool {
+    name: "fsx",
+    version: "0.3.2",
+    change: Some(Change {
+        name: "unmap",
+        note: "mappings of mapped reads are given back, else long runs get slower and slower and end at the limit of mappings",
+        crate_name: "fsx",
+        crate_version: "0.3.2",
+        patch: include_str!("../../patches/fsx-unmap.patch"),
+    }),
+};
 
 /// The peer of the benchmarks: the virtio-fs daemon that exports a folder of the host.
 pub(super) const VIRTIOFSD: Tool = Tool {
@@ -83,34 +93,32 @@ impl Tool {
 
     fn build(&self, root: &Path) -> anyhow::Result<()> {
         let scratch = tempfile::tempdir()?;
-        let mut install = self.install_command(root, &scratch.path().join("target"));
+        let mut install = install_command(root, &scratch.path().join("target"));
+        let released = [self.name, "--version", self.version];
         let Some(change) = &self.change else {
-            return output_of(&mut install).map(drop);
+            return output_of(install.args(released)).map(drop);
         };
         let source = change.changed_source(&scratch.path().canonicalize()?)?;
-        install.arg("--config").arg(format!("patch.crates-io.{}.path={source:?}", change.crate_name));
+        if change.crate_name == self.name {
+            return output_of(install.arg("--path").arg(source)).map(drop);
+        }
+        install
+            .args(released)
+            .arg("--config")
+            .arg(format!("patch.crates-io.{}.path={source:?}", change.crate_name));
         let messages = output_of(install.arg("--message-format=json-render-diagnostics"))?;
         // If the lock file has another version of the crate, cargo builds without the change and only warns.
         let is_used = messages.contains(&format!("\"manifest_path\":{:?}", source.join("Cargo.toml")));
         ensure!(is_used, "{} was built without the changed {}", self.name, change.crate_name);
         Ok(())
     }
+}
 
-    fn install_command(&self, root: &Path, target: &Path) -> Command {
-        let mut command = cargo();
-        command.args([
-            "install",
-            self.name,
-            "--version",
-            self.version,
-            "--locked",
-            "--quiet",
-            "--force",
-            "--root",
-        ]);
-        command.arg(root).arg("--target-dir").arg(target);
-        command
-    }
+fn install_command(root: &Path, target: &Path) -> Command {
+    let mut command = cargo();
+    command.args(["install", "--locked", "--quiet", "--force", "--root"]);
+    command.arg(root).arg("--target-dir").arg(target);
+    command
 }
 
 impl Change {
@@ -133,7 +141,10 @@ impl Change {
 
     /// Puts the crate's sources below `folder`: cargo vendors the dependencies of a package that has only this one.
     fn fetch(&self, scratch: &Path, folder: &Path) -> anyhow::Result<()> {
-        let manifest = scratch.join("Cargo.toml");
+        // In a folder of its own: what is below a workspace has to be part of it.
+        let asking = scratch.join("asking");
+        fs::create_dir(&asking)?;
+        let manifest = asking.join("Cargo.toml");
         fs::write(
             &manifest,
             format!(
