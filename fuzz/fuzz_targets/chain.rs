@@ -1,0 +1,4 @@
+//! See `vhostfs_fuzz::chain`.
+#![cfg_attr(fuzzing, no_main)]
+
+vhostfs_fuzz::target!(chain);

@@ -1,0 +1,83 @@
+//! Damaged images: a sound one, changed by edits, with every checksum made right again, so that the damage gets past
+//! them.
+//!
+//! The checker and a mount read the same image, and must agree: what the checker finds sound is mounted, read as a
+//! whole, changed and unmounted without an error that speaks of damage, and is sound again afterwards. Of a damaged
+//! image nothing is asked but that nobody panics, waits for ever or takes much memory.
+
+mod base;
+mod damage;
+mod seal;
+mod visit;
+
+use std::rc::Rc;
+
+use arbitrary::Arbitrary;
+use bdev::Bdev;
+use blobfs::FsError;
+use blobfs::check::Report;
+use blobfs::store::OpenError;
+use reactor::Reactor;
+
+use crate::disk::{device_of, fsck, mount, new_reactor, wind_down};
+use damage::Edit;
+
+/// What an execution does.
+#[derive(Debug, Arbitrary)]
+pub struct Input {
+    /// Which sound image to begin with.
+    base: u8,
+    /// What is changed in it.
+    edits: Vec<Edit>,
+    /// Mount without writing.
+    readonly: bool,
+}
+
+/// Runs the target.
+///
+/// # Panics
+/// When something is wrong.
+pub fn run(input: Input) {
+    let mut bytes = base::image(input.base);
+    damage::apply(&mut bytes, &input.edits);
+    let device = device_of(&bytes);
+    let before = fsck(&device, &new_reactor());
+    let is_sound = before.as_ref().is_ok_and(Report::is_clean);
+    let used = use_image(&device, input.readonly);
+    if let Err(error) = &used
+        && speaks_of_damage(error)
+    {
+        assert!(!is_sound, "the checker found nothing, but: {error}");
+    }
+    if is_sound {
+        let after = fsck(&device, &new_reactor()).expect("a sound image can be checked");
+        assert!(after.is_clean(), "was sound before it was used: {:?}", after.findings);
+    }
+}
+
+/// Mounts, reads everything, changes something, unmounts.
+fn use_image(device: &Rc<dyn Bdev>, readonly: bool) -> Result<(), OpenError> {
+    let reactor: Rc<Reactor> = new_reactor();
+    let (device, inner) = (device.clone(), reactor.clone());
+    let result = reactor.block_on(async move {
+        let fs = mount(&device, &inner, readonly).await?;
+        let seen = visit::read_everything(&fs).await?;
+        if !readonly {
+            visit::change_something(&fs, &seen).await?;
+        }
+        fs.unmount().await?;
+        Ok(())
+    });
+    wind_down(&reactor);
+    result
+}
+
+/// Whether an error may not come from a sound image. A full device is none.
+fn speaks_of_damage(error: &OpenError) -> bool {
+    !matches!(
+        error,
+        OpenError::Failed(FsError::NoSpace | FsError::ReadOnly | FsError::TooManyLinks | FsError::OutOfMemory)
+            | OpenError::ReadOnlyFeatures { .. }
+            | OpenError::BlockSize { .. }
+    )
+}
