@@ -16,6 +16,7 @@
 //! package's tests replay all of them.
 
 mod disk;
+mod memory;
 
 pub mod image;
 pub mod fuse;
