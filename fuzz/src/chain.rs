@@ -46,16 +46,29 @@ pub struct Input {
 #[derive(Debug, Arbitrary)]
 enum Step {
     /// A descriptor in the queue's own table, or in one of the others.
-    Descriptor { table: u8, index: u8, to: Address, len: Length, flags: u8, next: u8 },
+    Descriptor {
+        table: u8,
+        index: u8,
+        to: Address,
+        len: Length,
+        flags: u8,
+        next: u8,
+    },
     /// The next entry of the available ring, shown to the device.
     Offer(u8),
     /// Any available index.
     Index(u16),
     /// Bytes anywhere.
-    Bytes { at: u16, bytes: Vec<u8> },
+    Bytes {
+        at: u16,
+        bytes: Vec<u8>,
+    },
     Pop,
     /// Answers one of the chains that were taken.
-    Push { chain: u8, len: u32 },
+    Push {
+        chain: u8,
+        len: u32,
+    },
     Publish,
     Kicks(bool),
     /// The ring moves.
@@ -133,11 +146,7 @@ impl Places {
     fn parts(self, size: u16) -> [Range<u64>; 3] {
         let part = |at: u16, len: u64| u64::from(at)..u64::from(at) + len;
         let size = u64::from(size);
-        [
-            part(self.descriptors, size * 16),
-            part(self.available, 6 + size * 2),
-            part(self.used, 6 + size * 8),
-        ]
+        [part(self.descriptors, size * 16), part(self.available, 6 + size * 2), part(self.used, 6 + size * 8)]
     }
 
     fn overlap(self, size: u16) -> bool {

@@ -68,7 +68,10 @@ struct Call {
 #[derive(Debug, Arbitrary)]
 enum Damage {
     /// A byte is another one.
-    Byte { at: u8, value: u8 },
+    Byte {
+        at: u8,
+        value: u8,
+    },
     /// The header states so much more or less.
     Length(i8),
     Extensions(u16),

@@ -76,8 +76,9 @@ fn use_image(device: &Rc<dyn Bdev>, readonly: bool) -> Result<(), OpenError> {
 fn speaks_of_damage(error: &OpenError) -> bool {
     !matches!(
         error,
-        OpenError::Failed(FsError::NoSpace | FsError::ReadOnly | FsError::TooManyLinks | FsError::OutOfMemory)
-            | OpenError::ReadOnlyFeatures { .. }
+        OpenError::Failed(
+            FsError::NoSpace | FsError::ReadOnly | FsError::TooManyLinks | FsError::OutOfMemory
+        ) | OpenError::ReadOnlyFeatures { .. }
             | OpenError::BlockSize { .. }
     )
 }

@@ -18,9 +18,9 @@
 mod disk;
 mod memory;
 
-pub mod image;
-pub mod fuse;
 pub mod chain;
+pub mod fuse;
+pub mod image;
 pub mod vhost_user;
 
 use std::process::ExitCode;

@@ -41,20 +41,46 @@ pub struct Input {
 #[derive(Debug, Arbitrary)]
 enum Step {
     /// A message with these descriptors.
-    Send { message: Message, need_reply: bool, files: Vec<FileKind> },
+    Send {
+        message: Message,
+        need_reply: bool,
+        files: Vec<FileKind>,
+    },
     /// A header of this kind, and a payload that does not fit it.
-    Malformed { code: u8, flags: u32, size: u32, payload: Vec<u8>, files: Vec<FileKind> },
+    Malformed {
+        code: u8,
+        flags: u32,
+        size: u32,
+        payload: Vec<u8>,
+        files: Vec<FileKind>,
+    },
     /// The poller does what there is to do.
     Settle,
     Kick(u8),
     /// A request in a chain of two descriptors.
-    Request { queue: u8, later: bool },
+    Request {
+        queue: u8,
+        later: bool,
+    },
     /// A descriptor of a queue's table.
-    Descriptor { queue: u8, index: u8, to: u16, len: u16, flags: u8, next: u8 },
+    Descriptor {
+        queue: u8,
+        index: u8,
+        to: u16,
+        len: u16,
+        flags: u8,
+        next: u8,
+    },
     /// An entry of an available ring, shown to the device.
-    Offer { queue: u8, head: u8 },
+    Offer {
+        queue: u8,
+        head: u8,
+    },
     /// Any available index.
-    Index { queue: u8, index: u16 },
+    Index {
+        queue: u8,
+        index: u16,
+    },
     /// The memory gets another size.
     Resize(u8),
     /// Requests that wait are answered.

@@ -199,6 +199,24 @@ impl QemuGuest {
         Ok(printed)
     }
 
+    /// Starts a script and does not wait for its end: [`line`](Self::line) gives what it prints.
+    pub fn start(&mut self, script: &str) -> anyhow::Result<()> {
+        self.send(script).map(drop)
+    }
+
+    /// The next line that the script prints; `None` when none comes before `deadline`.
+    ///
+    /// Fails when the script or the guest ends.
+    pub fn line(&mut self, deadline: Instant) -> anyhow::Result<Option<String>> {
+        match self.events.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(AgentEvent::Line(line)) => Ok(Some(line)),
+            Ok(AgentEvent::Exit { status, .. }) => bail!("the script ended with status {status}"),
+            Ok(AgentEvent::Ready) => bail!("the guest rebooted\n{}", tail(&self.console_log)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => bail!("the guest is gone\n{}", tail(&self.console_log)),
+        }
+    }
+
     /// Resets the machine through QMP, as the reset button would, and waits until it has booted again.
     pub fn reset(&mut self) -> anyhow::Result<()> {
         self.qmp("system_reset")?;
@@ -220,9 +238,15 @@ impl QemuGuest {
         Ok(())
     }
 
-    /// Kills QEMU, as a crash of the virtual machine monitor would.
-    pub fn kill(mut self) {
+    /// Kills QEMU, as a crash of the virtual machine monitor would. Returns the lines that the guest had printed and
+    /// nobody had asked for.
+    pub fn kill(mut self) -> Vec<String> {
         self.qemu.kill();
+        let lines = self.events.iter().filter_map(|event| match event {
+            AgentEvent::Line(line) => Some(line),
+            AgentEvent::Ready | AgentEvent::Exit { .. } => None,
+        });
+        lines.collect()
     }
 
     /// Gives the console to the user until the shell that it starts there ends.

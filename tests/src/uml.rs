@@ -74,21 +74,18 @@ impl<'a> UmlGuest<'a> {
         limit: Duration,
         on_line: &mut dyn FnMut(&str) -> anyhow::Result<()>,
     ) -> anyhow::Result<()> {
-        let log = scratch.join(format!("{name}.log"));
-        let mut uml = self.spawn(scratch, name, script, &log)?;
-        let output = uml.take_stdout().context("no standard output")?;
-        let lines = spawn_line_reader(output, File::create(&log)?);
+        let mut run = self.start(scratch, name, script)?;
         let deadline = Instant::now() + limit;
         let mut begun = false;
         loop {
-            let line = match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            let line = match run.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
                 Ok(line) => line,
-                Err(RecvTimeoutError::Timeout) => bail!("the guest took too long\n{}", tail(&log)),
-                Err(RecvTimeoutError::Disconnected) => bail!("the guest ended early\n{}", tail(&log)),
+                Err(RecvTimeoutError::Timeout) => bail!("the guest took too long\n{}", tail(&run.log)),
+                Err(RecvTimeoutError::Disconnected) => bail!("the guest ended early\n{}", tail(&run.log)),
             };
             if let Some(status) = line.strip_prefix("@@exit ") {
-                ensure!(begun && status == "0", "exit status {status} in the guest\n{}", tail(&log));
-                uml.wait(POWER_OFF_LIMIT)?;
+                ensure!(begun && status == "0", "exit status {status} in the guest\n{}", tail(&run.log));
+                run.uml.wait(POWER_OFF_LIMIT)?;
                 return Ok(());
             }
             if begun {
@@ -96,6 +93,15 @@ impl<'a> UmlGuest<'a> {
             }
             begun |= line == "@@begin";
         }
+    }
+
+    /// Boots, mounts and runs `script`, and does not wait for anything.
+    pub fn start(&self, scratch: &Path, name: &str, script: &str) -> anyhow::Result<UmlRun> {
+        let log = scratch.join(format!("{name}.log"));
+        let mut uml = self.spawn(scratch, name, script, &log)?;
+        let output = uml.take_stdout().context("no standard output")?;
+        let lines = spawn_line_reader(output, File::create(&log)?);
+        Ok(UmlRun { uml, lines, log })
     }
 
     fn spawn(&self, scratch: &Path, name: &str, script: &str, log: &Path) -> anyhow::Result<Supervised> {
@@ -126,6 +132,33 @@ impl<'a> UmlGuest<'a> {
             .stdout(Stdio::piped())
             .stderr(Stdio::null());
         Supervised::spawn_with_output("linux.uml", &mut command, log)
+    }
+}
+
+/// A guest whose script runs. Dropping it kills the guest.
+#[derive(Debug)]
+pub struct UmlRun {
+    uml: Supervised,
+    lines: mpsc::Receiver<String>,
+    log: PathBuf,
+}
+
+impl UmlRun {
+    /// The next line that the guest prints, also before its script begins; `None` when none comes before `deadline`.
+    ///
+    /// Fails when the guest ends.
+    pub fn line(&mut self, deadline: Instant) -> anyhow::Result<Option<String>> {
+        match self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => Ok(Some(line)),
+            Err(RecvTimeoutError::Timeout) => Ok(None),
+            Err(RecvTimeoutError::Disconnected) => bail!("the guest ended early\n{}", tail(&self.log)),
+        }
+    }
+
+    /// Kills the guest, as if its power went. Returns the lines that it had printed and nobody had asked for.
+    pub fn kill(mut self) -> Vec<String> {
+        self.uml.kill();
+        self.lines.iter().collect()
     }
 }
 

@@ -145,11 +145,8 @@ impl Model {
         let mut parsed =
             Parsed { head, descriptors: 0, readable: Vec::new(), writable: Vec::new(), fault: None };
         let mut faults = [None; 2];
-        let mut table = Piece {
-            region: 0,
-            offset: self.places.descriptors.into(),
-            len: u64::from(self.size) * 16,
-        };
+        let mut table =
+            Piece { region: 0, offset: self.places.descriptors.into(), len: u64::from(self.size) * 16 };
         let (mut index, mut is_indirect) = (u64::from(head), false);
         loop {
             if index >= table.len / 16 {

@@ -119,7 +119,9 @@ impl Contents {
         let grow = mode & FALLOC_KEEP_SIZE == 0;
         if mode & (FALLOC_PUNCH_HOLE | FALLOC_ZERO_RANGE) != 0 {
             self.change(node, at, len, grow, 0);
-        } else if grow && self.files.get(&node).is_some_and(|content| content.len() as u64 <= at.saturating_add(len)) {
+        } else if grow
+            && self.files.get(&node).is_some_and(|content| content.len() as u64 <= at.saturating_add(len))
+        {
             self.resize(node, at.saturating_add(len));
         }
     }

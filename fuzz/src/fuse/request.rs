@@ -224,8 +224,10 @@ impl Body {
 
     /// Node that a successful reply tells of.
     pub(super) fn told_node(&self, reply: &[u8]) -> Option<u64> {
-        let tells =
-            matches!(self.encode(&Nodes::default()).0, LOOKUP | SYMLINK | MKNOD | MKDIR | LINK | CREATE | TMPFILE);
+        let tells = matches!(
+            self.encode(&Nodes::default()).0,
+            LOOKUP | SYMLINK | MKNOD | MKDIR | LINK | CREATE | TMPFILE
+        );
         let id = u64::from_le_bytes(*reply.first_chunk()?);
         (tells && id != 0).then_some(id)
     }
@@ -339,7 +341,9 @@ impl Body {
     /// Extensions at the end of the arguments, in bytes.
     fn extensions_len(&self) -> usize {
         match self {
-            Self::MkNod { extension, .. } | Self::MkDir { extension, .. } | Self::Create { extension, .. } => {
+            Self::MkNod { extension, .. }
+            | Self::MkDir { extension, .. }
+            | Self::Create { extension, .. } => {
                 extension.as_ref().map_or(0, |extension| extension.encode().len())
             }
             _ => 0,

@@ -97,7 +97,10 @@ impl Maker {
     async fn set_xattr(&self, file: InodeId, name: &str, len: usize) -> Result<(), FsError> {
         let (name, value) = (name.as_bytes(), vec![b'v'; len]);
         if self.fs.xattr_fits(name, &value) {
-            return self.fs.run(|fs| fs.set_xattr(&self.ctx, file, name, &value, XattrMode::Set, false)).await;
+            return self
+                .fs
+                .run(|fs| fs.set_xattr(&self.ctx, file, name, &value, XattrMode::Set, false))
+                .await;
         }
         self.fs.store_xattr(self.ctx, file, name, &value, XattrMode::Set).await
     }

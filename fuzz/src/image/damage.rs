@@ -89,28 +89,116 @@ pub(super) enum Edit {
 /// A change of the items, as the journal has it.
 #[derive(Debug, Arbitrary)]
 pub(super) enum Change {
-    Inode { id: Number, mode: u16, nlink: u8, flags: u8, size: Number, blocks: Number, map: Number, parent: Number },
-    Extent { map: Number, at: Number, start: Number, count: u16, stored: u16, skipped: u8, flags: u8 },
-    Entry { dir: Number, inode: Number, kind: u8, name: Vec<u8>, slot: u8 },
-    Xattr { inode: Number, name: Vec<u8>, value: Vec<u8>, slot: u8 },
-    StoredXattr { inode: Number, name: Vec<u8>, map: Number, size: Number },
-    Inline { map: Number, value: Vec<u8> },
-    Other { owner: Number, kind: u8, offset: Number, value: Vec<u8> },
+    Inode {
+        id: Number,
+        mode: u16,
+        nlink: u8,
+        flags: u8,
+        size: Number,
+        blocks: Number,
+        map: Number,
+        parent: Number,
+    },
+    Extent {
+        map: Number,
+        at: Number,
+        start: Number,
+        count: u16,
+        stored: u16,
+        skipped: u8,
+        flags: u8,
+    },
+    Entry {
+        dir: Number,
+        inode: Number,
+        kind: u8,
+        name: Vec<u8>,
+        slot: u8,
+    },
+    Xattr {
+        inode: Number,
+        name: Vec<u8>,
+        value: Vec<u8>,
+        slot: u8,
+    },
+    StoredXattr {
+        inode: Number,
+        name: Vec<u8>,
+        map: Number,
+        size: Number,
+    },
+    Inline {
+        map: Number,
+        value: Vec<u8>,
+    },
+    Other {
+        owner: Number,
+        kind: u8,
+        offset: Number,
+        value: Vec<u8>,
+    },
     /// An item that is there, with another value.
-    Replace { item: u8, at: u8, len: u8, value: Value },
-    Delete { item: u8 },
-    DeleteOther { owner: Number, kind: u8, offset: Number },
-    Alloc { start: Number, count: u16 },
-    Free { start: Number, count: u16 },
-    Claim { start: Number, nodes: u8 },
-    GiveBack { start: Number, nodes: u8 },
+    Replace {
+        item: u8,
+        at: u8,
+        len: u8,
+        value: Value,
+    },
+    Delete {
+        item: u8,
+    },
+    DeleteOther {
+        owner: Number,
+        kind: u8,
+        offset: Number,
+    },
+    Alloc {
+        start: Number,
+        count: u16,
+    },
+    Free {
+        start: Number,
+        count: u16,
+    },
+    Claim {
+        start: Number,
+        nodes: u8,
+    },
+    GiveBack {
+        start: Number,
+        nodes: u8,
+    },
 }
 
 /// Fields of a superblock, in bytes of it (`docs/FORMAT.md`).
 const SUPERBLOCK_FIELDS: [Range<usize>; 27] = [
-    0..8, 12..16, 16..24, 24..32, 32..40, 40..48, 56..64, 88..92, 92..96, 96..100, 100..104, 104..112, 112..120,
-    120..128, 128..136, 144..152, 152..160, 160..161, 161..162, 168..176, 176..184, 192..200, 200..208, 216..224,
-    224..232, 240..248, 248..256,
+    0..8,
+    12..16,
+    16..24,
+    24..32,
+    32..40,
+    40..48,
+    56..64,
+    88..92,
+    92..96,
+    96..100,
+    100..104,
+    104..112,
+    112..120,
+    120..128,
+    128..136,
+    144..152,
+    152..160,
+    160..161,
+    161..162,
+    168..176,
+    176..184,
+    192..200,
+    200..208,
+    216..224,
+    224..232,
+    240..248,
+    248..256,
 ];
 
 const HEADER_FIELDS: [Range<usize>; 6] = [0..4, 8..16, 16..24, 32..40, 40..41, 42..44];

@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use blobfs::fs::{
-    Context, CreateSpec, FallocateMode, IoFlags, NewNode, RenameMode, SeekTarget, SetAttr, XattrMode, XattrValue,
+    Context, CreateSpec, FallocateMode, IoFlags, NewNode, RenameMode, SeekTarget, SetAttr, XattrMode,
+    XattrValue,
 };
 use blobfs::units::InodeId;
 use blobfs::{Fs, FsError};

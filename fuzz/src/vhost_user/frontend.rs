@@ -188,7 +188,8 @@ impl Frontend {
     pub(super) fn check_replies(&self) {
         let (mut rest, mut codes) = (self.received.as_slice(), Vec::new());
         while let Some((header, behind)) = rest.split_first_chunk::<12>() {
-            let word = |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+            let word =
+                |at: usize| u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
             let len = word(8) as usize;
             assert_eq!(word(4), VERSION | REPLY, "flags of a reply");
             assert!(len <= behind.len(), "a reply of {len} bytes of which {} came", behind.len());

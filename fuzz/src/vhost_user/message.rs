@@ -17,7 +17,9 @@ pub(super) enum FileKind {
     Memory,
     /// A memfd of so many pages.
     Pages(u8),
-    Event { blocking: bool },
+    Event {
+        blocking: bool,
+    },
     PipeReader,
     PipeWriter,
     Socket,
@@ -79,8 +81,16 @@ pub(super) enum RegionKind {
     /// All of the frontend's memory.
     Whole,
     /// A part of it, in pages.
-    Part { start: u8, count: u8 },
-    Any { gpa: u64, len: u64, uva: u64, offset: u64 },
+    Part {
+        start: u8,
+        count: u8,
+    },
+    Any {
+        gpa: u64,
+        len: u64,
+        uva: u64,
+        offset: u64,
+    },
 }
 
 impl RegionKind {
@@ -101,31 +111,75 @@ impl RegionKind {
 #[derive(Debug, Clone, Arbitrary)]
 pub(super) enum Message {
     GetFeatures,
-    SetFeatures { usual: bool, event_index: bool, protocol: bool, more: Option<Number> },
+    SetFeatures {
+        usual: bool,
+        event_index: bool,
+        protocol: bool,
+        more: Option<Number>,
+    },
     SetOwner,
     ResetOwner,
-    SetMemTable { regions: Vec<RegionKind>, count: Option<u8> },
+    SetMemTable {
+        regions: Vec<RegionKind>,
+        count: Option<u8>,
+    },
     SetLogBase([u64; 2]),
-    SetVringNum { queue: u8, size: Number },
-    SetVringAddr { queue: u8, flags: u8, usual: bool, places: [u16; 3], more: Option<u64> },
-    SetVringBase { queue: u8, base: Number },
-    GetVringBase { queue: u8 },
-    SetVringKick { queue: u8, no_file: bool },
-    SetVringCall { queue: u8, no_file: bool },
-    SetVringErr { queue: u8, no_file: bool },
+    SetVringNum {
+        queue: u8,
+        size: Number,
+    },
+    SetVringAddr {
+        queue: u8,
+        flags: u8,
+        usual: bool,
+        places: [u16; 3],
+        more: Option<u64>,
+    },
+    SetVringBase {
+        queue: u8,
+        base: Number,
+    },
+    GetVringBase {
+        queue: u8,
+    },
+    SetVringKick {
+        queue: u8,
+        no_file: bool,
+    },
+    SetVringCall {
+        queue: u8,
+        no_file: bool,
+    },
+    SetVringErr {
+        queue: u8,
+        no_file: bool,
+    },
     GetProtocolFeatures,
-    SetProtocolFeatures { usual: bool, more: Option<Number> },
+    SetProtocolFeatures {
+        usual: bool,
+        more: Option<Number>,
+    },
     GetQueueNum,
-    SetVringEnable { queue: u8, enable: bool },
+    SetVringEnable {
+        queue: u8,
+        enable: bool,
+    },
     SetBackendReqFd,
-    GetConfig { offset: Number, size: Number, room: u8 },
+    GetConfig {
+        offset: Number,
+        size: Number,
+        room: u8,
+    },
     SetConfig(Vec<u8>),
     ResetDevice,
     GetMaxMemSlots,
     AddMemReg(RegionKind),
     RemMemReg(RegionKind),
     /// Known or not, with any payload.
-    Other { code: u8, payload: Vec<u8> },
+    Other {
+        code: u8,
+        payload: Vec<u8>,
+    },
 }
 
 /// Message numbers that the frontend's own bookkeeping needs.

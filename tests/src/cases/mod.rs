@@ -11,6 +11,7 @@ mod applications;
 mod fio;
 mod fsx;
 mod idle;
+mod kills;
 mod limits;
 mod pjdfstest;
 mod sessions;
@@ -68,4 +69,5 @@ pub const CASES: &[Case] = &[
     sessions::STOP,
     sessions::KILLED_DAEMON,
     sessions::RESETS,
+    kills::KILLS,
 ];
