@@ -108,7 +108,7 @@ pub fn run(input: Input) {
         rig.step(&mut frontend, &echo, step);
         frontend.read_replies();
     }
-    echo.release();
+    echo.become_prompt();
     rig.settle();
     frontend.read_replies();
     frontend.check_replies();

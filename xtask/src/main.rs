@@ -1,4 +1,4 @@
-//! Developer commands: `cargo xtask demo | test | crash | bench | install`.
+//! Developer commands: `cargo xtask demo | test | crash | fuzz | bench | install`.
 //!
 //! | module | does |
 //! |---|---|
@@ -7,6 +7,7 @@
 //! | `demo` | the tour of the README |
 //! | `test` | every test, with a summary |
 //! | `crash` | power cuts on a simulated disk, for as long as one likes |
+//! | `fuzz` | the fuzz targets, for as long as one likes |
 //! | `bench` | the benchmark tables |
 //! | `install` | copies the programs below a prefix |
 //! | `terminal` | raw mode for the shell at the end of the tour |
@@ -15,6 +16,7 @@ mod bench;
 mod build;
 mod crash;
 mod demo;
+mod fuzz;
 mod install;
 mod setup;
 mod terminal;
@@ -46,6 +48,9 @@ enum Command {
     /// Cut the power of a simulated disk again and again, during random work and every sequence of two operations, let it
     /// fail, and check what is left. A failure prints the command that repeats it; --help tells the options.
     Crash(crash::Options),
+    /// Install what is missing and run the fuzz targets: hostile images, FUSE requests, descriptor chains and vhost-user
+    /// messages. A finding is shown with the command that replays it.
+    Fuzz(fuzz::Options),
     /// Install what is missing and measure vhostfs beside virtiofsd; -- --help tells the options.
     Bench {
         /// Passed on to the benchmark program, like everything after it.
@@ -66,6 +71,7 @@ fn main() -> ExitCode {
         Command::Demo { check } => demo::run(check).map(|()| true),
         Command::Test(options) => test::run(&options),
         Command::Crash(options) => crash::run(&options).map(|()| true),
+        Command::Fuzz(options) => fuzz::run(&options),
         Command::Bench { arguments } => bench::run(&arguments).map(|()| true),
         Command::Install { prefix } => install::run(&prefix).map(|()| true),
     };

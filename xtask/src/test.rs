@@ -16,7 +16,7 @@ use vhostfs_tests::{
     progress::{seconds, step},
 };
 
-use crate::{build, setup};
+use crate::{build, fuzz, setup};
 
 /// Options of `cargo xtask test`.
 #[derive(Debug, clap::Args)]
@@ -54,6 +54,7 @@ const HOST_TESTS: &[HostTest] = &[
         run: as_root,
     },
     HostTest { name: "crash", about: "power cuts on a simulated disk for 60 seconds, seed 1", run: crash },
+    HostTest { name: "fuzz", about: "each fuzz target for 20 seconds on the kept inputs", run: fuzz_targets },
 ];
 
 /// Tests that passed and failed.
@@ -230,6 +231,22 @@ fn as_root() -> anyhow::Result<Counts> {
 fn crash() -> anyhow::Result<Counts> {
     build::run_shown(crate::crash::simulation()?.args(["--seconds", "60", "--seed", "1"]))?;
     Ok(Counts::ONE_PASSED)
+}
+
+/// Runs each fuzz target for a while, always from the same seed.
+fn fuzz_targets() -> anyhow::Result<Counts> {
+    const SECONDS: u64 = 20;
+    const SEED: u32 = 1;
+    let programs = fuzz::Programs::build(false)?;
+    let mut counts = Counts::default();
+    for target in fuzz::TARGETS {
+        let outcome = step(&format!("fuzz {target}"), || programs.run(target, SECONDS, SEED, false))?;
+        match outcome.is_clean() {
+            true => counts.passed += 1,
+            false => counts.failed += 1,
+        }
+    }
+    Ok(counts)
 }
 
 /// Runs `cargo test`, shows its output and adds up its result lines.

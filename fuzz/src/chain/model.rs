@@ -114,8 +114,13 @@ impl Model {
         self.files[0].read_word(offset)
     }
 
+    /// Whether there is something to take, as far as was seen or is shown.
+    pub(super) fn has_available(&self) -> bool {
+        self.seen != self.next || self.available() != self.next
+    }
+
     /// The available index in memory.
-    pub(super) fn available(&self) -> u16 {
+    fn available(&self) -> u16 {
         self.word(u64::from(self.places.available) + 2)
     }
 

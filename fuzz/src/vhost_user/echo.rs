@@ -23,6 +23,8 @@ pub(super) struct Echo {
 struct State {
     /// Grows with each release.
     round: Cell<u64>,
+    /// Nothing waits any more.
+    is_prompt: Cell<bool>,
     released: Notify,
 }
 
@@ -31,6 +33,12 @@ impl Echo {
     pub(super) fn release(&self) {
         self.state.round.set(self.state.round.get() + 1);
         self.state.released.notify_all();
+    }
+
+    /// Answers what waits, and from now on everything at once.
+    pub(super) fn become_prompt(&self) {
+        self.state.is_prompt.set(true);
+        self.release();
     }
 }
 
@@ -49,7 +57,7 @@ impl FuseHandler for Echo {
             request.writable.copy_from(8, &header[8..16]);
             REPLY_LEN
         };
-        if header[4..8] != LATER.to_le_bytes() {
+        if header[4..8] != LATER.to_le_bytes() || self.state.is_prompt.get() {
             return Handled::Done(reply());
         }
         let state = self.state.clone();

@@ -30,6 +30,9 @@ pub(super) const GUESTS: Packages = &[
 pub(super) const TESTS: Packages =
     &["user-mode-linux", "e2fsprogs", "gcc", "libc6-dev", "make", "git", "sqlite3", "bzip2", "diffutils"];
 
+/// For the fuzz targets: the fuzzer itself is C++.
+pub(super) const FUZZING: Packages = &["g++"];
+
 /// For the benchmarks: User-Mode Linux, what runs in it, and what virtiofsd is built with.
 pub(super) const BENCHMARKS: Packages = &[
     "user-mode-linux",

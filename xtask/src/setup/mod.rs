@@ -84,6 +84,14 @@ pub(crate) fn ensure_peer() -> anyhow::Result<Peer> {
     Ok(Peer { program: tools::VIRTIOFSD.path(&cache), note: tools::VIRTIOFSD.note() })
 }
 
+/// Makes `cargo fuzz` present, and what its programs are built with. Returns its program.
+pub(crate) fn ensure_fuzzer() -> anyhow::Result<PathBuf> {
+    let cache = cache_dir()?;
+    apt::ensure_installed(&[apt::FUZZING])?;
+    tools::CARGO_FUZZ.ensure(&cache)?;
+    Ok(tools::CARGO_FUZZ.path(&cache))
+}
+
 /// Installs the packages that `purpose` needs and that are missing.
 fn packages(purpose: Purpose) -> anyhow::Result<()> {
     apt::ensure_installed(match purpose {

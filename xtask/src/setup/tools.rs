@@ -53,6 +53,9 @@ pub(super) const FSX: Tool = Tool {
     }),
 };
 
+/// Builds fuzz targets.
+pub(super) const CARGO_FUZZ: Tool = Tool { name: "cargo-fuzz", version: "0.13.2", change: None };
+
 /// The peer of the benchmarks: the virtio-fs daemon that exports a folder of the host.
 pub(super) const VIRTIOFSD: Tool = Tool {
     name: "virtiofsd",
