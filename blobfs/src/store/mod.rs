@@ -377,11 +377,12 @@ impl Store {
     /// data: inside the largest file, and in blocks of the data area that are in no metadata chunk.
     pub(crate) fn extent(&self, start: u64, value: &[u8]) -> Option<ExtentItem> {
         let item = ExtentItem::decode(value)?;
-        let (stored, count) = (item.addr.0, u64::from(item.stored_blocks));
-        let end = start.checked_add(u64::from(item.blocks))?;
+        // Those that it maps: it uses no others, whatever it calls stored.
+        let (device, count) = (item.device_range().start.0, u64::from(item.blocks));
+        let end = start.checked_add(count)?;
         let possible = end <= FILE_SIZE_MAX.div_ceil(u64::from(self.block_size()))
-            && in_data_area(&self.superblock, stored, count)
-            && !self.chunks.borrow().overlaps(stored, count);
+            && in_data_area(&self.superblock, device, count)
+            && !self.chunks.borrow().overlaps(device, count);
         possible.then_some(item)
     }
 

@@ -71,6 +71,30 @@ fn wrong_extents_are_found() {
     wrong(500, |item| item.flags = ExtentFlags::from_bits_retain(0x40), "has unknown flags");
 }
 
+/// The checker looked at the blocks that an extent maps, the mount at all that it calls stored: a file was sound for the
+/// one and damaged for the other.
+#[test]
+fn an_extent_may_call_more_stored_than_it_maps() {
+    let sample = Sample::new();
+    let (file, map) = (sample.file, sample.file.0);
+    let found = sample.found(|items, txn| {
+        let item = items.extents(file)[&0];
+        let item = ExtentItem { stored_blocks: u32::MAX, ..item };
+        txn.put(Key::extent(MapId(map), 0), &item.encode());
+    });
+    assert_eq!(found, []);
+    let mounted = Mounted::new(&sample.disk, &sample.reactor);
+    let (fs, ctx) = (mounted.fs.clone(), mounted.ctx);
+    let room = IoBuffers::from_aligned(&Rc::new(AlignedBuf::zeroed(8192, BLOCK as usize)));
+    let dst = room.clone();
+    let read = sample.reactor.block_on(async move { fs.read(ctx, file, 0, dst, IoFlags::default()).await });
+    assert_eq!(read, Ok(8192));
+    let mut bytes = vec![0; 8192];
+    room.copy_to(0, &mut bytes);
+    assert_eq!(bytes, pattern(file, 0, 8192));
+    mounted.unmount();
+}
+
 #[test]
 fn maps_without_an_owner_or_with_two_are_found() {
     let sample = Sample::new();
