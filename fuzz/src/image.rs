@@ -2,8 +2,9 @@
 //! them.
 //!
 //! The checker and a mount read the same image, and must agree: what the checker finds sound is mounted, read as a
-//! whole, changed and unmounted without an error that speaks of damage, and is sound again afterwards. Of a damaged
-//! image nothing is asked but that nobody panics, waits for ever or takes much memory.
+//! whole, changed and unmounted without an error that speaks of damage, and is sound again afterwards. A repair that was
+//! carried out leaves a sound image. Of a damaged one nothing is asked but that nobody panics, waits for ever or takes
+//! much memory.
 
 mod base;
 mod damage;
@@ -15,7 +16,8 @@ use std::rc::Rc;
 use arbitrary::Arbitrary;
 use bdev::Bdev;
 use blobfs::FsError;
-use blobfs::check::Report;
+use blobfs::check::{Consent, RepairOptions, Report, repair};
+use blobfs::ondisk::Timestamp;
 use blobfs::store::OpenError;
 use reactor::Reactor;
 
@@ -31,6 +33,8 @@ pub struct Input {
     edits: Vec<Edit>,
     /// Mount without writing.
     readonly: bool,
+    /// Repair first what is damaged.
+    repair: bool,
 }
 
 /// Runs the target.
@@ -42,7 +46,10 @@ pub fn run(input: Input) {
     damage::apply(&mut bytes, &input.edits);
     let device = device_of(&bytes);
     let before = fsck(&device, &new_reactor());
-    let is_sound = before.as_ref().is_ok_and(Report::is_clean);
+    let mut is_sound = before.as_ref().is_ok_and(Report::is_clean);
+    if input.repair && !is_sound {
+        is_sound = repair_image(&device);
+    }
     let used = use_image(&device, input.readonly);
     if let Err(error) = &used
         && speaks_of_damage(error)
@@ -53,6 +60,21 @@ pub fn run(input: Input) {
         let after = fsck(&device, &new_reactor()).expect("a sound image can be checked");
         assert!(after.is_clean(), "was sound before it was used: {:?}", after.findings);
     }
+}
+
+/// Repairs an image, whatever is lost. Returns whether it is sound now.
+fn repair_image(device: &Rc<dyn Bdev>) -> bool {
+    let now = Timestamp { seconds: 2_000_000, nanoseconds: 0 };
+    let options = RepairOptions { consent: Consent::Everything, now };
+    let repaired = device.clone();
+    let result = new_reactor().block_on(async move { repair(&repaired, options, &mut |_| ()).await });
+    let Ok(report) = result else { return false };
+    if report.refused.is_some() {
+        return false;
+    }
+    let after = fsck(device, &new_reactor()).expect("a repaired image can be checked");
+    assert!(after.is_clean(), "after a repair: {:?}", after.findings);
+    true
 }
 
 /// Mounts, reads everything, changes something, unmounts.

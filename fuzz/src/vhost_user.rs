@@ -9,6 +9,8 @@ mod message;
 
 use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Once};
 
 use arbitrary::Arbitrary;
 use reactor::Reactor;
@@ -95,6 +97,7 @@ enum Step {
 /// When something is wrong.
 pub fn run(input: Input) {
     install_fault_handler().expect("a signal can be handled");
+    handle_broken_pipes();
     let mut rig = Rig::new();
     let (echo, mut frontend) = rig.connect();
     let (_, mut witness) = rig.connect();
@@ -113,6 +116,15 @@ pub fn run(input: Input) {
     frontend.read_replies();
     frontend.check_replies();
     rig.check(&mut witness);
+}
+
+/// A Rust program survives writes to pipes that nobody reads; a fuzzer's program is none.
+fn handle_broken_pipes() {
+    static HANDLED: Once = Once::new();
+    HANDLED.call_once(|| {
+        let noticed = Arc::<AtomicBool>::default();
+        signal_hook::flag::register(signal_hook::consts::SIGPIPE, noticed).expect("a signal can be handled");
+    });
 }
 
 struct Rig {
