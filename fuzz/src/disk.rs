@@ -95,7 +95,12 @@ pub(crate) async fn mount(
 ) -> Result<Rc<Fs>, OpenError> {
     let options = OpenOptions { readonly, dirty_bytes_max: 96 << 10, ..OpenOptions::default() };
     let store = Store::open(device.clone(), reactor.clone(), options).await?;
-    let options = MountOptions { readonly, cache_size: CACHE, metadata_cache_size: 256 << 10 };
+    let options = MountOptions {
+        readonly,
+        cache_size: CACHE,
+        cache_pages_min: CACHE / 4096,
+        metadata_cache_size: 256 << 10,
+    };
     Ok(Fs::mount(store, options).await?)
 }
 

@@ -13,7 +13,7 @@ use bdev::sim::{CrashChoice, SimDisk};
 use blobfs::Fs;
 use blobfs::check::check;
 use blobfs::fs::MountOptions;
-use blobfs::ondisk::superblock::FORMAT_VERSION;
+use blobfs::ondisk::superblock::{FORMAT_VERSION, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS};
 use blobfs::store::{MkfsOptions, OpenOptions, Store, mkfs};
 use contents::{Client, TIME, expected};
 use flate2::Compression;
@@ -147,6 +147,37 @@ fn images_of_every_version_hold_what_they_held() {
         for state in STATES {
             verify(&load(&path(version, state)), state);
         }
+    }
+}
+
+/// Makes both copies of the superblock state another version of the format.
+fn set_version(disk: &SimDisk, version: u32) {
+    for offset in SUPERBLOCK_OFFSETS {
+        let mut copy = [0; SUPERBLOCK_LEN];
+        disk.peek(offset, &mut copy);
+        copy[12..16].copy_from_slice(&version.to_le_bytes());
+        let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &copy[12..]) as u32;
+        copy[8..12].copy_from_slice(&crc.to_le_bytes());
+        disk.poke(offset, &copy);
+    }
+}
+
+#[test]
+fn images_of_other_versions_are_left_alone_and_the_versions_named() {
+    for version in [VERSION_OLDEST - 1, FORMAT_VERSION + 1] {
+        let disk = load(&path(FORMAT_VERSION, State::Clean));
+        set_version(&disk, version);
+        let writes = disk.writes();
+        let (bdev, reactor): (Rc<dyn Bdev>, _) = (disk.clone(), reactor());
+        let inner = reactor.clone();
+        let (mounted, checked) = reactor.block_on(async move {
+            let mounted = Store::open(bdev.clone(), inner, OpenOptions::default()).await;
+            (mounted.map(drop), check(&bdev).await.map(drop))
+        });
+        let expected = format!("superblock: format version {version}, known is {FORMAT_VERSION}");
+        assert_eq!(mounted.unwrap_err().to_string(), expected);
+        assert_eq!(checked.unwrap_err().to_string(), expected);
+        assert_eq!(disk.writes(), writes);
     }
 }
 
