@@ -57,7 +57,7 @@ pub(crate) struct Options {
     /// Build with the address sanitizer: several times slower, and finds leaks and errors of unsafe code.
     #[arg(long)]
     address_sanitizer: bool,
-    /// Afterwards take the smallest set of inputs with the same coverage into the kept corpus.
+    /// Afterwards replace the kept corpus by a small one with the coverage of it and of all that was found.
     #[arg(long)]
     keep: bool,
 }
@@ -148,11 +148,14 @@ impl Programs {
         command
     }
 
-    /// Replaces the kept corpus by the smallest one that covers the same as it and what was found.
+    /// Replaces the kept corpus by a small one that covers the same code as it and what was found. How often an input
+    /// passes through code does not count: that would keep ten times as many.
     fn merge(&self, target: &str, corpus: &Path, new: &Path) -> anyhow::Result<()> {
         let merged = tempfile::tempdir_in(fuzz_folder())?;
         step("minimize the corpus", || {
-            output_of(self.fuzzer(target).arg("-merge=1").arg(merged.path()).arg(new).arg(corpus))
+            let mut command = self.fuzzer(target);
+            command.args(["-set_cover_merge=1", "-use_counters=0"]);
+            output_of(command.arg(merged.path()).arg(new).arg(corpus))
         })?;
         fs::remove_dir_all(corpus)?;
         fs::rename(merged.keep(), corpus)?;
