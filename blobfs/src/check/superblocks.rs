@@ -18,7 +18,7 @@ pub(super) enum Choice {
         superblock: Superblock,
         /// Which one.
         copy: usize,
-        /// The other one can be used, too: so this one is the newest.
+        /// The other one can be used, too, and each is where its generation belongs: so this one is the newest.
         both: bool,
     },
     /// Both are damaged, or they contradict each other.
@@ -54,7 +54,10 @@ pub(super) async fn choose(bdev: &Rc<dyn Bdev>, findings: &mut Findings) -> Resu
             return Ok(choose_by_root(bdev, [a, b]).await);
         }
     }
-    let both = copies.iter().all(Result::is_ok);
+    let in_place = |(copy, result): (usize, &Result<Superblock, _>)| {
+        result.as_ref().is_ok_and(|superblock| superblock.generation % 2 == copy as u64)
+    };
+    let both = copies.iter().enumerate().all(in_place);
     let second_counts = match &copies {
         [Ok(a), Ok(b)] => b.generation >= a.generation,
         [first, _] => first.is_err(),

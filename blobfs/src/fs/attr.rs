@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::dir::NAME_LEN_MAX;
-use super::mount::libc_mode::{S_IFDIR, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP};
+use super::mount::libc_mode::{PERMISSIONS, S_IFDIR, S_IFMT, S_IFREG, S_ISGID, S_ISUID, S_IXGRP};
 use super::{Attr, Context, Fs, Inode, SetAttr, SetTime, StatFs};
 use crate::error::{FsError, Try};
 use crate::ondisk::{InodeFlags, InodeItem, Timestamp};
@@ -124,7 +124,7 @@ fn apply(item: &mut InodeItem, change: &SetAttr, now: Timestamp) {
         item.mode = without_privileges(item.mode);
     }
     if let Some(mode) = change.mode {
-        item.mode = item.mode & S_IFMT | mode & !S_IFMT;
+        item.mode = item.mode & S_IFMT | mode & PERMISSIONS;
     }
     item.uid = change.uid.unwrap_or(item.uid);
     item.gid = change.gid.unwrap_or(item.gid);

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use super::dir::{Place, check_name};
-use super::mount::libc_mode::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID, S_IXGRP};
+use super::mount::libc_mode::{PERMISSIONS, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID, S_IXGRP};
 use super::{Context, CreateSpec, Entry, Fs, Inode, NewNode};
 use crate::error::{FsError, Try};
 use crate::ondisk::{DirentRef, InodeFlags, InodeItem, Key, encode_dirent};
@@ -165,7 +165,7 @@ impl Fs {
         };
         let is_directory = file_type == S_IFDIR;
         let acls = self.inherited_acls(directory, spec, file_type)?;
-        let mut mode = file_type | acls.mode;
+        let mut mode = file_type | acls.mode & PERMISSIONS;
         let gid = if parent.mode & S_ISGID != 0 { parent.gid } else { ctx.gid };
         if parent.mode & S_ISGID != 0 {
             mode = inherited_set_gid(ctx, mode, gid);

@@ -188,6 +188,8 @@ impl Fs {
 /// File types of `st_mode`, as POSIX systems number them.
 pub(crate) mod libc_mode {
     pub(crate) const S_IFMT: u32 = 0o170_000;
+    /// What is no file type: permissions, set-id bits, the sticky bit. A client may set any other bit, too.
+    pub(crate) const PERMISSIONS: u32 = 0o7777;
     pub(crate) const S_IFDIR: u32 = 0o040_000;
     pub(crate) const S_IFREG: u32 = 0o100_000;
     pub(crate) const S_IFLNK: u32 = 0o120_000;

@@ -43,6 +43,25 @@ fn what_setattr_sets_getattr_shows() {
     assert_eq!((attr.ino, attr.blksize), (file, 4096));
 }
 
+/// The bits above those of `st_mode` came into the inode, which was damaged then by the checker's measure.
+#[test]
+fn bits_that_no_mode_has_are_left_out() {
+    let (world, client) = exclusive();
+    let args = fuse_mkdir_in { mode: u32::MAX, umask: 0 };
+    let dir: fuse_entry_out = client.get(op::FUSE_MKDIR, ROOT, &[args.as_bytes(), &c("dir")]).unwrap();
+    assert_eq!(dir.attr.mode, libc::S_IFDIR | 0o7777);
+    let file = client.mknod(ROOT, "file", libc::S_IFREG | 0xffff_0000, 0).unwrap();
+    assert_eq!(file.attr.mode, libc::S_IFREG);
+    for node in [ROOT, dir.nodeid, file.nodeid] {
+        let kind = client.getattr(node).unwrap().mode & libc::S_IFMT;
+        let args = fuse_setattr_in { mode: u32::MAX, ..zero() };
+        let attr = client.setattr(node, SetattrValid::FATTR_MODE, args).unwrap();
+        assert_eq!(attr.mode, kind | 0o7777);
+    }
+    drop(client);
+    world.assert_sound();
+}
+
 #[test]
 fn now_is_the_time_of_the_server() {
     let (world, client) = exclusive();

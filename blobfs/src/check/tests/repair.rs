@@ -674,3 +674,24 @@ fn nodes_of(disk: &Rc<SimDisk>, superblock: &Superblock) -> Vec<(u64, HashSet<u6
     }
     nodes
 }
+
+/// With their generations exchanged, the older copy seems to be the newer one. The epoch behind its own is that of the
+/// journal which followed the other: a superblock with it brought those blocks back.
+#[test]
+fn a_repair_of_copies_in_each_others_place_replays_nothing_of_the_journal_behind_them() {
+    let sample = Sample::new();
+    let mounted = Mounted::new(&sample.disk, &sample.reactor);
+    mounted.create(InodeId::ROOT, "new", DIRECTORY);
+    mounted.sync();
+    let disk = sample.disk.crash(CrashChoice::Nothing);
+    assert!(report_of(&disk).unwrap().counts.journal_blocks > 0);
+    for offset in SUPERBLOCK_OFFSETS {
+        let mut bytes = [0; SUPERBLOCK_LEN];
+        disk.peek(offset, &mut bytes);
+        let superblock = Superblock::decode(&bytes).unwrap();
+        let generation = superblock.generation ^ 1;
+        disk.poke(offset, &Superblock { generation, ..superblock }.encode());
+    }
+    let found = findings_of(&disk);
+    assert!(found.iter().any(|finding| matches!(finding, Finding::SuperblockPlace { .. })), "{found:?}");
+}
