@@ -457,14 +457,17 @@ impl Fs {
             let _guard = self.lock_for_change(inode, whole.clone()).await?;
             inode.check_alive()?;
             self.drop_range(inode, &whole);
+            // Before the first transaction, which then has the time that is shown.
+            self.note_write(inode, 0, IoFlags::default());
             let per_page = page_size / u64::from(self.store.block_size());
             // In rounds, so that each fits a transaction however many extents there are.
             let mut left = whole.start * per_page..whole.end * per_page;
             while !left.is_empty() {
                 left = self.run(|fs| fs.punch_round(inode, &left)).await?;
             }
+        } else {
+            self.note_write(inode, 0, IoFlags::default());
         }
-        self.note_write(inode, 0, IoFlags::default());
         Ok(())
     }
 

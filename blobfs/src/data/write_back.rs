@@ -293,10 +293,22 @@ impl Fs {
         .await
     }
 
-    async fn write_blocks(self: &Rc<Self>, inode: &Rc<Inode>, batch: Batch) -> Result<(), FsError> {
+    /// File blocks of a batch, and the memory of their pages, run by run.
+    fn sources(&self, batch: &Batch) -> Vec<(Range<u64>, IoBuffers)> {
         let block = u64::from(self.store.block_size());
         let per_page = self.cache.page_size() / block;
         let end_of_file = batch.size.div_ceil(block);
+        let mut slots = batch.slots.iter().map(|(_, slot)| self.cache.memory(*slot));
+        let source = |run: &Range<u64>| {
+            let memory: Vec<_> = slots.by_ref().take((run.end - run.start) as usize).collect();
+            let blocks = run.start * per_page..(run.end * per_page).min(end_of_file);
+            (blocks, IoBuffers::new(joined(&memory), self.cache.hold()))
+        };
+        batch.runs.iter().map(source).collect()
+    }
+
+    async fn write_blocks(self: &Rc<Self>, inode: &Rc<Inode>, batch: Batch) -> Result<(), FsError> {
+        let sources = self.sources(&batch);
         let stored_size = batch.size.min(batch.end() * self.cache.page_size());
         let mut reservation = self.run(|fs| fs.store.reserve(0)).await?;
         if let Some(reserved) = batch.reservation {
@@ -304,14 +316,10 @@ impl Fs {
         }
         let io = self.store.begin_write();
         let (mut writes, mut mappings) = (Vec::new(), Vec::new());
-        let mut slots = batch.slots.iter().map(|(_, slot)| self.cache.memory(*slot));
         let mut placed = Ok(());
-        for run in &batch.runs {
-            let blocks = run.start * per_page..(run.end * per_page).min(end_of_file);
-            let memory: Vec<_> = slots.by_ref().take((run.end - run.start) as usize).collect();
-            let buffers = IoBuffers::new(joined(&memory), self.cache.hold());
+        for (blocks, buffers) in &sources {
             placed =
-                self.place_run(inode, &blocks, &buffers, &mut reservation, &mut writes, &mut mappings).await;
+                self.place_run(inode, blocks, buffers, &mut reservation, &mut writes, &mut mappings).await;
             if placed.is_err() {
                 break;
             }
@@ -327,17 +335,11 @@ impl Fs {
     /// Writes logged pages to their blocks. Blocks that are gone from the file meanwhile are left out.
     async fn write_home(self: &Rc<Self>, inode: &Rc<Inode>, batch: &Batch) -> Result<(), FsError> {
         let block = u64::from(self.store.block_size());
-        let per_page = self.cache.page_size() / block;
-        let end_of_file = batch.size.div_ceil(block);
         let map = inode.live.borrow().map;
         let io = self.store.begin_write();
         let mut writes = Vec::new();
-        let mut slots = batch.slots.iter().map(|(_, slot)| self.cache.memory(*slot));
         let mut found = Ok(());
-        for run in &batch.runs {
-            let blocks = run.start * per_page..(run.end * per_page).min(end_of_file);
-            let memory: Vec<_> = slots.by_ref().take((run.end - run.start) as usize).collect();
-            let buffers = IoBuffers::new(joined(&memory), self.cache.hold());
+        for (blocks, buffers) in self.sources(batch) {
             let pieces = self.run(|fs| fs.pieces(map, blocks.clone())).await;
             for piece in pieces.as_deref().unwrap_or_default() {
                 let Some(Stored { addr, unwritten: false }) = piece.stored else { continue };

@@ -344,7 +344,7 @@ impl Store {
     ///    data of step 3 durable before its superblock lets the journal go. Only then is the
     ///    first journal block of this mount appended, so blocks of earlier mounts never fit behind it.
     ///
-    /// A read-only mount does the first step only, and finds the logged data in [`Store::logged`].
+    /// A read-only mount does the first step only, and lays the logged data over what it reads.
     ///
     /// # Errors
     /// See [`OpenError`].

@@ -174,7 +174,8 @@ fn images_of_other_versions_are_left_alone_and_the_versions_named() {
             let mounted = Store::open(bdev.clone(), inner, OpenOptions::default()).await;
             (mounted.map(drop), check(&bdev).await.map(drop))
         });
-        let expected = format!("superblock: format version {version}, known is {FORMAT_VERSION}");
+        let known = format!("{VERSION_OLDEST} to {FORMAT_VERSION}");
+        let expected = format!("superblock: format version {version}, known are {known}");
         assert_eq!(mounted.unwrap_err().to_string(), expected);
         assert_eq!(checked.unwrap_err().to_string(), expected);
         assert_eq!(disk.writes(), writes);
