@@ -6,7 +6,7 @@ use bdev::sim::{OpKind, SimDisk};
 use blobfs::FsError;
 
 use crate::crash::{Depth, Explorer};
-use crate::operation::{Durability, NewKind, Operation, Target};
+use crate::operation::{Durability, NewKind, Operation};
 use crate::oracle::State;
 use crate::workload::Workload;
 use crate::world::{Geometry, World, fsck};
@@ -15,17 +15,8 @@ fn create(path: String) -> Operation {
     Operation::Create { path, kind: NewKind::File, mode: 0o600 }
 }
 
-fn append(path: String, len: usize, tag: u64) -> Operation {
-    let target = Target::Path(path);
-    Operation::Write {
-        target,
-        offset: 0,
-        len,
-        tag,
-        append: true,
-        durability: Durability::None,
-        from_cache: false,
-    }
+fn append(path: &str, len: usize, tag: u64) -> Operation {
+    Operation::append(path, len, tag, Durability::None)
 }
 
 /// Files that are long enough to be discarded take each other's place; each deletion and each file is durable before
@@ -42,7 +33,7 @@ fn a_power_cut_finds_nothing_discarded_that_is_in_use() {
     disk.trace();
     for number in 0..12_u64 {
         let path = format!("file {number}");
-        let mut operations = vec![create(path.clone()), append(path, 160 << 10, number), Operation::Syncfs];
+        let mut operations = vec![create(path.clone()), append(&path, 160 << 10, number), Operation::Syncfs];
         if number >= 4 {
             operations.push(Operation::Unlink { path: format!("file {}", number - 4), hold: false });
         }
@@ -79,7 +70,7 @@ const DATA_LEN: usize = 64 << 10;
 /// Writes data until there is no room; gives the number of bytes.
 fn fill_with_data(world: &World) -> u64 {
     world.perform(&create("data".to_owned()), &State::default()).unwrap();
-    until_full(world, |tag| append("data".to_owned(), DATA_LEN, tag)) * DATA_LEN as u64
+    until_full(world, |tag| append("data", DATA_LEN, tag)) * DATA_LEN as u64
 }
 
 /// A disk that was filled with inodes, all of them deleted.

@@ -124,6 +124,14 @@ pub(crate) enum Operation {
     },
 }
 
+impl Operation {
+    /// A write at the end of a file.
+    pub(crate) fn append(path: &str, len: usize, tag: u64, durability: Durability) -> Self {
+        let target = Target::Path(path.to_owned());
+        Self::Write { target, offset: 0, len, tag, append: true, durability, from_cache: false }
+    }
+}
+
 impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)

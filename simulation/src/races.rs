@@ -19,8 +19,7 @@ fn create(path: &str) -> Operation {
 
 /// A write that is direct when its tag is a multiple of four.
 fn write(path: &str, len: usize, tag: u64, durability: Durability) -> Operation {
-    let target = Target::Path(path.to_owned());
-    Operation::Write { target, offset: 0, len, tag, append: true, durability, from_cache: false }
+    Operation::append(path, len, tag, durability)
 }
 
 /// A device with file `a`, an empty file `b` and no room for `b` to grow but that of `a`.

@@ -35,15 +35,7 @@ fn write_back(path: &str, offset: u64, len: usize, tag: u64) -> Operation {
 }
 
 fn append(path: &str, len: usize, tag: u64) -> Operation {
-    Operation::Write {
-        target: at(path),
-        offset: 0,
-        len,
-        tag,
-        append: true,
-        durability: Durability::None,
-        from_cache: false,
-    }
+    Operation::append(path, len, tag, Durability::None)
 }
 
 fn fallocate(path: &str, mode: FallocateMode, offset: u64, len: u64) -> Operation {

@@ -33,7 +33,7 @@
 
 use std::rc::Rc;
 
-use bdev::{AlignedBuf, Bdev, BdevError, IoBuffers, WriteFlags};
+use bdev::{Bdev, BdevError, IoBuffers, WriteFlags};
 use serde::Serialize;
 
 use super::edits::Edits;
@@ -51,7 +51,7 @@ use crate::ondisk::superblock::{COUNTER_MAX, Superblock};
 use crate::ondisk::{
     DirentRef, ExtentFlags, ExtentItem, InodeItem, Key, SLOT_BITS, Timestamp, encode_dirent, name_hash,
 };
-use crate::store::{IDS_SKIPPED, Logged, OpenError, check_features, read};
+use crate::store::{Home, IDS_SKIPPED, Logged, OpenError, check_features, read, write_homes};
 use crate::units::{BlockAddr, InodeId};
 
 /// Surveys after which a repair gives up. Real damage takes two to five.
@@ -481,16 +481,13 @@ async fn write_logged(bdev: &Rc<dyn Bdev>, logged: &Logged, homes: &[LoggedHome]
     if !homes.is_empty() && bdev.limits().volatile_cache {
         bdev.flush().await?;
     }
-    let align = bdev.limits().dma_align.max(bdev.limits().block_size) as usize;
+    let mut pieces = Vec::new();
     for home in homes {
-        let mut buf = AlignedBuf::zeroed(home.len as usize, align);
-        for (offset, bytes) in logged.parts(home.inode, &(home.offset..home.offset + home.len)) {
-            let at = (offset - home.offset) as usize;
-            buf[at..at + bytes.len()].copy_from_slice(bytes);
-        }
-        bdev.write(home.device, IoBuffers::from_aligned(&Rc::new(buf)), WriteFlags::NONE).await?;
+        let range = home.offset..home.offset + home.len;
+        let parts = logged.parts(home.inode, &range);
+        pieces.extend(parts.map(|(at, bytes)| Home { device: home.device + (at - home.offset), bytes }));
     }
-    Ok(())
+    write_homes(bdev, &pieces).await
 }
 
 /// Copies blocks to free ones; false when they cannot be read.

@@ -11,6 +11,7 @@ use reactor::sync::join_all;
 
 use super::extent::{Piece, Stored};
 use super::load::LOAD_PAGES;
+use super::pages::PageMap;
 use super::range_lock::{Mode, RangeGuard};
 use super::write_back::Mapping;
 use crate::error::FsError;
@@ -68,15 +69,7 @@ impl Fs {
         pages: &Range<u64>,
         mode: Mode,
     ) -> Result<RangeGuard, FsError> {
-        loop {
-            if inode.data.pages.borrow().is_unwritten(pages) {
-                self.write_back(inode, pages.clone()).await?;
-            }
-            let guard = RangeGuard::acquire(inode, pages.clone(), mode).await;
-            if !inode.data.pages.borrow().is_unwritten(pages) {
-                return Ok(guard);
-            }
-        }
+        self.lock_without(inode, pages, mode, PageMap::is_unwritten).await
     }
 
     /// Begins a read of whole blocks that lie together on the device, when nothing has to be waited for before; or

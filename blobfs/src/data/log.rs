@@ -35,7 +35,7 @@ use crate::fs::{Fs, Inode};
 use crate::ondisk::InodeFlags;
 use crate::store::{LoggedData, Reservation};
 use crate::txn::{Origin, Txn};
-use crate::units::TxnSeq;
+use crate::units::{BlockRange, MapId, TxnSeq};
 
 /// Bytes that a sync puts into the journal, at most. Picked: what databases write between two syncs. They are
 /// written twice, which for more of them costs more than the flush that it saves.
@@ -171,7 +171,7 @@ impl Fs {
                 match stored {
                     Some(Stored { unwritten: false, .. }) => {}
                     Some(Stored { addr, .. }) => {
-                        let range = crate::units::BlockRange::new(addr, count as u32);
+                        let range = BlockRange::new(addr, count as u32);
                         if written.replace((at, Mapping::Written { start, range })).is_some() {
                             return Ok(false);
                         }
@@ -187,7 +187,7 @@ impl Fs {
 
     fn allocate_logged(
         self: &Rc<Self>,
-        map: crate::units::MapId,
+        map: MapId,
         blocks: Range<u64>,
         at: usize,
         reservation: &mut Reservation,
@@ -345,14 +345,7 @@ impl Fs {
         inode: &Rc<Inode>,
         pages: Range<u64>,
     ) -> Result<RangeGuard, FsError> {
-        loop {
-            let guard = RangeGuard::acquire(inode, pages.clone(), Mode::Change).await;
-            if inode.data.pages.borrow().first_logged(&pages).is_none() {
-                return Ok(guard);
-            }
-            drop(guard);
-            self.write_back(inode, pages.clone()).await?;
-        }
+        self.lock_without(inode, &pages, Mode::Change, |map, pages| map.first_logged(pages).is_some()).await
     }
 }
 

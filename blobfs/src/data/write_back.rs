@@ -18,7 +18,7 @@ use reactor::sync::join_all;
 use super::arena::Slot;
 use super::extent::Stored;
 use super::load::joined;
-use super::pages::PageState;
+use super::pages::{PageMap, PageState};
 use super::range_lock::{Mode, RangeGuard};
 use crate::error::{FsError, Try};
 use crate::fs::{Fs, Inode};
@@ -148,6 +148,29 @@ impl Fs {
         Ok(())
     }
 
+    /// Takes pages, none of which `is_in_the_way`: such are written before, and written again if there are new ones
+    /// once the range is to be had.
+    ///
+    /// # Errors
+    /// As [`Fs::write_back`].
+    pub(super) async fn lock_without(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        pages: &Range<u64>,
+        mode: Mode,
+        is_in_the_way: impl Fn(&PageMap, &Range<u64>) -> bool,
+    ) -> Result<RangeGuard, FsError> {
+        loop {
+            if is_in_the_way(&inode.data.pages.borrow(), pages) {
+                self.write_back(inode, pages.clone()).await?;
+            }
+            let guard = RangeGuard::acquire(inode, pages.clone(), mode).await;
+            if !is_in_the_way(&inode.data.pages.borrow(), pages) {
+                return Ok(guard);
+            }
+        }
+    }
+
     /// Writes all of a file.
     ///
     /// # Errors
@@ -187,13 +210,13 @@ impl Fs {
     async fn write_batch(
         self: &Rc<Self>,
         inode: &Rc<Inode>,
-        batch: Batch,
+        mut batch: Batch,
         to_blocks: bool,
     ) -> Result<(), FsError> {
         let pages: Vec<u64> = batch.slots.iter().map(|(page, _)| *page).collect();
         // Blocks behind the end of the file were not written: the last page may still lack some.
         let whole_pages = batch.size / self.cache.page_size();
-        let changed = batch.changed.clone();
+        let changed = std::mem::take(&mut batch.changed);
         let is_logged = batch.is_logged;
         let result = self.write_pages(inode, batch, to_blocks).await;
         let mapped = matches!(result, Ok(Place::Blocks));
@@ -202,13 +225,11 @@ impl Fs {
         }
         let page_size = self.cache.page_size();
         changed.iter().for_each(|page| self.note_changed(inode, &(page * page_size..(page + 1) * page_size)));
-        if let Err(error) = &result
-            && is_logged
-        {
-            // What was synced is in the journal only, and must stay there.
-            self.store.fail(error.clone());
-        }
         if let Err(error) = &result {
+            if is_logged {
+                // What was synced is in the journal only, and must stay there.
+                self.store.fail(error.clone());
+            }
             tracing::error!(inode = inode.id.0, %error, "write-back failed: buffered data is lost");
             inode.data.error.borrow_mut().get_or_insert_with(|| error.clone());
             self.cache.failure.borrow_mut().get_or_insert_with(|| error.clone());

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::rc::Rc;
 
-use bdev::{AlignedBuf, IoBuffers, WriteFlags};
+use bdev::{AlignedBuf, Bdev, BdevError, IoBuffers, WriteFlags};
 use reactor::sync::join_all;
 
 use super::Store;
@@ -144,9 +144,25 @@ impl Store {
 }
 
 /// A run of blocks, by its first byte on the device, and what goes into it.
-struct Home<'a> {
-    device: u64,
-    bytes: &'a [u8],
+pub(crate) struct Home<'a> {
+    pub(crate) device: u64,
+    pub(crate) bytes: &'a [u8],
+}
+
+/// Writes whole blocks, some at a time.
+///
+/// # Errors
+/// The device's.
+pub(crate) async fn write_homes(bdev: &Rc<dyn Bdev>, homes: &[Home<'_>]) -> Result<(), BdevError> {
+    let write = |home: &Home<'_>| {
+        let mut buf = AlignedBuf::zeroed(home.bytes.len(), buffer_align(bdev));
+        buf.copy_from_slice(home.bytes);
+        bdev.write(home.device, IoBuffers::from_aligned(&Rc::new(buf)), WriteFlags::NONE)
+    };
+    for some in homes.chunks(PIECES_AT_A_TIME) {
+        join_all(some.iter().map(write)).await.into_iter().collect::<Result<(), _>>()?;
+    }
+    Ok(())
 }
 
 impl Store {
@@ -160,10 +176,7 @@ impl Store {
             for (offset, bytes) in pieces {
                 self.find_homes(inode, item.map, offset, bytes, &mut homes).await?;
             }
-            for some in homes.chunks(PIECES_AT_A_TIME) {
-                let results = join_all(some.iter().map(|home| self.write_at_home(home))).await;
-                results.into_iter().collect::<Result<(), _>>()?;
-            }
+            write_homes(&self.bdev, &homes).await?;
         }
         Ok(())
     }
@@ -217,13 +230,6 @@ impl Store {
             let holds = inside < u64::from(item.blocks) && !item.flags.contains(ExtentFlags::UNWRITTEN);
             holds.then(|| (item.device_range().start.0 + inside, u64::from(item.blocks) - inside))
         })
-    }
-
-    async fn write_at_home(&self, home: &Home<'_>) -> Result<(), FsError> {
-        let mut buf = AlignedBuf::zeroed(home.bytes.len(), buffer_align(&self.bdev));
-        buf.copy_from_slice(home.bytes);
-        self.bdev.write(home.device, IoBuffers::from_aligned(&Rc::new(buf)), WriteFlags::NONE).await?;
-        Ok(())
     }
 }
 

@@ -82,7 +82,7 @@ pub(crate) use chunks::Chunks;
 pub use image::{choose_superblock, read_superblocks};
 pub(crate) use image::{read, read_journal_block};
 pub use load::Pins;
-pub(crate) use logged::Logged;
+pub(crate) use logged::{Home, Logged, write_homes};
 pub(crate) use open::{IDS_SKIPPED, check_features};
 pub use open::{MkfsError, MkfsOptions, OpenError, OpenOptions, mkfs};
 pub use rounds::DataStamp;
