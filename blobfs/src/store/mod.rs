@@ -92,6 +92,12 @@ pub use tree::NodeRef;
 /// How long a transaction may stay in memory without anybody asking for it.
 const COMMIT_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Places that a checkpoint leaves for what comes next when it gives chunks back. Picked: the next claim is some way off.
+const SURPLUS_MIN: usize = 2 * CHUNK_NODES as usize;
+
+/// Part of the nodes in use that may be unused besides.
+const SURPLUS_SHARE: usize = 4;
+
 /// Smallest chunk, in nodes, that is worth claiming when free space is fragmented.
 const CHUNK_NODES_MIN: u32 = 16;
 
@@ -282,6 +288,8 @@ pub struct Store {
     log_closed: Cell<bool>,
     /// Rounds of discarding freed blocks.
     discarding: Rounds,
+    /// [`surplus_max`] behind the last checkpoint, or the least since then.
+    surplus_max: Cell<usize>,
     timer_armed: Cell<bool>,
     /// [`Space::let_go`] when a wait for blocks that are held back was given up.
     futile_wait: Cell<Option<u64>>,
@@ -514,6 +522,27 @@ impl Store {
         self.chunks.borrow().free() as i64 - promised as i64
     }
 
+    /// Places beyond those that the tree and the changes to come need, once a checkpoint has been written.
+    fn surplus(&self) -> usize {
+        let used = self.tree.borrow().live() + 2 * self.map_pages_max();
+        self.chunks.borrow().total().saturating_sub(used + self.kept_nodes())
+    }
+
+    /// Unused places that are not given back: the reserve, and what may become dirty until the next checkpoint.
+    fn kept_nodes(&self) -> usize {
+        2 * self.reserve_nodes + self.dirty_max.get().min(self.tree.borrow().live())
+    }
+
+    /// Whether deletions have left so many places unused that a checkpoint should give chunks back now, rather than
+    /// when it is due anyway: without it, `statfs` would show less free space than there is for as long as little
+    /// happens. The share of the nodes in use makes it few checkpoints while very many files are deleted.
+    fn holds_too_much(&self) -> bool {
+        let surplus = self.surplus();
+        let most = self.surplus_max.get().min(surplus_max(surplus));
+        self.surplus_max.set(most);
+        surplus >= most + self.tree.borrow().live() / SURPLUS_SHARE
+    }
+
     /// Nodes that the bytes which a transaction puts can fill, when split nodes are a third full.
     fn put_nodes(&self, txn: &Txn) -> usize {
         let group_len = self.superblock.group_blocks as usize / 8;
@@ -650,8 +679,9 @@ impl Store {
         if self.journal.borrow().is_long() && !self.commits.is_running() {
             this.start_commit();
         }
-        let due =
-            self.journal.borrow().is_half_full() || self.tree.borrow().dirty() > self.dirty_max.get() / 2;
+        let due = self.journal.borrow().is_half_full()
+            || self.tree.borrow().dirty() > self.dirty_max.get() / 2
+            || self.holds_too_much();
         if due && !self.checkpoints.is_running() {
             this.start_checkpoint(false);
         }
@@ -892,6 +922,12 @@ impl Store {
             *failed = Some(error);
         }
     }
+}
+
+/// The most unused places for which no checkpoint is started, when one has left `surplus`: it may have had to, since
+/// some place of each chunk is used, and the next one would fare no better.
+fn surplus_max(surplus: usize) -> usize {
+    if surplus < SURPLUS_MIN { SURPLUS_MIN } else { surplus + CHUNK_NODES as usize }
 }
 
 fn bad_bitmap(group: u64, problem: String) -> FsError {

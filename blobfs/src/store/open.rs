@@ -412,6 +412,7 @@ impl Store {
             free_blocks: Cell::new(free_blocks),
             checkpointed: Cell::new(0),
             discarding: Rounds::default(),
+            surplus_max: Cell::new(super::SURPLUS_MIN),
             readonly: options.readonly,
             closed: Cell::new(false),
             failed: RefCell::new(None),

@@ -22,10 +22,10 @@ use std::rc::Rc;
 use bdev::{IoBuffers, WriteFlags};
 use reactor::sync::Notify;
 
-use super::Store;
 use super::checkpoint::Checkpoint;
 use super::journal::{Room, SealedBlock};
 use super::load::Pins;
+use super::{SURPLUS_MIN, Store, surplus_max};
 use crate::error::{FsError, Stop, Wait};
 use crate::ondisk::chunk_map::ChunkEntry;
 use crate::ondisk::journal::Record;
@@ -60,7 +60,7 @@ impl Rounds {
     }
 
     /// Waits until nothing runs.
-    async fn idle(&self) {
+    pub(super) async fn idle(&self) {
         while self.is_running() {
             self.changed.notified().await;
         }
@@ -259,6 +259,7 @@ impl Store {
         self.write_checkpoint(cut).await?;
         if !clean {
             self.give_back_chunks().await?;
+            self.surplus_max.set(surplus_max(self.surplus()));
         }
         Ok(())
     }
@@ -268,8 +269,7 @@ impl Store {
         let mut pins = Pins::default();
         loop {
             let Some(ChunkEntry { start, nodes, .. }) = self.chunks.borrow().empty() else { return Ok(()) };
-            let kept = 2 * self.reserve_nodes + self.dirty_max.get().min(self.tree.borrow().live());
-            if self.slack() < (kept + 2 * nodes as usize) as i64 || self.check_writable().is_err() {
+            if self.slack() < (self.kept_nodes() + SURPLUS_MIN) as i64 || self.check_writable().is_err() {
                 return Ok(());
             }
             if self.journal.borrow().room(CHUNK_RECORD_LEN) != Room::Enough {

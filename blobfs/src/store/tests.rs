@@ -1,5 +1,6 @@
 //! The store against a plain map: on tiny geometries, with reopening, power cuts and failing devices.
 
+mod chunks;
 mod pins;
 mod waits;
 
