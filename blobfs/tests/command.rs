@@ -80,8 +80,21 @@ fn a_new_image_is_sound_and_shows_what_it_was_made_with() {
     assert_eq!(info["label"], "testing");
     assert_eq!(info["size"], 16 << 20);
     assert_eq!(info["clean"], true);
+    assert_eq!(info["data_checksums"], false);
     let report: serde_json::Value = serde_json::from_str(&succeeds(&["fsck", "--json", &image])).unwrap();
     assert_eq!(report["findings"].as_array().unwrap().len(), 0);
+}
+
+#[test]
+fn checksums_of_data_are_made_when_asked_for_and_shown() {
+    let scratch = Scratch::new();
+    let image = scratch.path("image");
+    succeeds(&["mkfs", "--size", "16M", "--data-checksum", &image]);
+    assert!(succeeds(&["info", &image]).contains("CRC-32C of each block"));
+    let info: serde_json::Value = serde_json::from_str(&succeeds(&["info", "--json", &image])).unwrap();
+    assert_eq!((&info["data_checksums"], &info["incompatible_features"]), (&true.into(), &1.into()));
+    assert!(succeeds(&["fsck", &image]).contains("clean"));
+    assert!(succeeds(&["scrub", &image]).contains("clean"));
 }
 
 #[test]
@@ -442,7 +455,7 @@ fn a_check_that_is_interrupted_says_so() {
 fn help_tells_a_newcomer_what_to_do() {
     for (command, words) in [
         (&["--help"][..], &["mkfs", "fsck", "EXIT STATUS"][..]),
-        (&["mkfs", "--help"], &["blobfs mkfs --size 4G", "--force", "--block-size"]),
+        (&["mkfs", "--help"], &["blobfs mkfs --size 4G", "--force", "--block-size", "--data-checksum"]),
         (&["fsck", "--help"], &["EXIT STATUS", "--json", "--repair", "lost+found", "-p", "EXAMPLES"]),
         (&["scrub", "--help"], &["EXIT STATUS", "--json"]),
         (&["info", "--help"], &["--json"]),

@@ -23,7 +23,7 @@ pub(super) struct Edits {
     names: HashMap<u64, NameRule>,
     /// By inode, the items that name it and are made by an edit.
     new_names: HashMap<u64, Vec<Key>>,
-    /// Maps whose extents in tree and journal go.
+    /// Maps whose extents and checksums in tree and journal go.
     without_extents: HashSet<u64>,
 }
 
@@ -34,7 +34,7 @@ impl Edits {
             Change::Item(key, edit) => self.edit(key, edit),
             Change::Names(inode, rule) => self.rule(inode, rule),
             Change::DropExtents(map) => self.drop_extents(map),
-            Change::CopyExtent(..) | Change::Attach { .. } => {
+            Change::CopyExtent(..) | Change::SumAnew { .. } | Change::Attach { .. } => {
                 debug_assert!(false, "a repair turns these into items");
             }
         }
@@ -55,7 +55,7 @@ impl Edits {
 
     fn drop_extents(&mut self, map: u64) {
         self.without_extents.insert(map);
-        let (from, to) = (Key::new(map, Kind::Extent, 0), Key::new(map, Kind::Extent, u64::MAX));
+        let (from, to) = (Key::new(map, Kind::Extent, 0), Key::new(map, Kind::Checksum, u64::MAX));
         for (_, edit) in self.items.range_mut(from..=to) {
             *edit = ItemEdit::Delete;
         }
@@ -86,7 +86,7 @@ impl Edits {
     /// What the rules make of an item that no edit of its own names.
     fn by_rules<'v>(&self, key: &Key, value: &'v [u8]) -> Option<Cow<'v, [u8]>> {
         match key.kind {
-            Kind::Extent if self.without_extents.contains(&key.owner) => None,
+            Kind::Extent | Kind::Checksum if self.without_extents.contains(&key.owner) => None,
             Kind::Dirent if !self.names.is_empty() => self.name(key, value),
             _ => Some(Cow::Borrowed(value)),
         }
@@ -267,6 +267,10 @@ mod tests {
         edits.add(Change::DropExtents(9));
         edits.add(Change::Item(at(3), ItemEdit::Insert(value(5))));
         edits.add(Change::Item(Key::extent(MapId(9), 4), ItemEdit::Put(vec![2])));
+        for kind in [Kind::Extent, Kind::Checksum] {
+            assert!(edits.by_rules(&Key::new(9, kind, 64), &[1]).is_none());
+            assert!(edits.by_rules(&Key::new(8, kind, 64), &[1]).is_some());
+        }
         let items: Vec<_> = edits.items.into_iter().collect();
         let expected = [
             (at(1), ItemEdit::Delete),

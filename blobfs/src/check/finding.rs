@@ -325,6 +325,16 @@ pub enum Finding {
         /// What is wrong.
         problem: &'static str,
     },
+    /// Checksums of file data are not those of the blocks that a map has.
+    #[error("checksums of map {map} from block {file_block}: {problem}")]
+    Checksums {
+        /// The map.
+        map: u64,
+        /// The first file block of their group.
+        file_block: u64,
+        /// What is wrong.
+        problem: &'static str,
+    },
     /// An extended attribute is malformed or in the wrong place.
     #[error("extended attribute {offset:#x} of inode {inode}: {problem}")]
     Xattr {

@@ -15,8 +15,8 @@ use crate::fs::libc_mode::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use crate::fs::{XATTR_SIZE_MAX, check_name, check_name_space, stays_in_item, xattr_flags};
 use crate::ondisk::superblock::{COUNTER_MAX, Superblock};
 use crate::ondisk::{
-    DirentRef, ExtentFlags, ExtentItem, FILE_SIZE_MAX, InodeFlags, InodeItem, Key, Kind, SLOT_BITS, XattrRef,
-    name_hash,
+    DirentRef, ExtentFlags, ExtentItem, FILE_SIZE_MAX, InodeFlags, InodeItem, Key, Kind, SLOT_BITS,
+    SUM_GROUP_BLOCKS, SumGroup, XattrRef, name_hash,
 };
 use crate::store::{Logged, in_data_area};
 use crate::units::{BlockRange, InodeId, MapId};
@@ -26,6 +26,9 @@ pub(super) const DT_DIR: u8 = 4;
 
 /// `DT_LNK`.
 const DT_LNK: u8 = 10;
+
+/// Nobody can tell any more whether the blocks hold what was written.
+const SUMMED_ANEW: &str = "made of what the blocks hold";
 
 /// Permission bits of a mode.
 const PERMISSIONS: u32 = 0o7777;
@@ -152,6 +155,44 @@ impl Bucket {
     }
 }
 
+/// Blocks of one map that hold data, as far as checksums are kept of them.
+#[derive(Default)]
+struct WrittenBlocks {
+    /// First file block, the same on the device, how many; in order.
+    runs: Vec<(u64, u64, u64)>,
+    /// Checksums of the groups in front of this block were seen, or are known to be missing.
+    summed: u64,
+}
+
+impl WrittenBlocks {
+    /// Adds blocks behind those that are there; others overlap, which is reported elsewhere.
+    fn add(&mut self, start: u64, device: u64, count: u64) {
+        match self.runs.last_mut() {
+            Some((first, _, known)) if *first + *known > start => {}
+            Some((first, at, known)) if *first + *known == start && *at + *known == device => *known += count,
+            _ => self.runs.push((start, device, count)),
+        }
+    }
+
+    /// Those in the group at `group`: the first one inside the group, the same on the device, how many.
+    fn group(&self, group: u64) -> Vec<(usize, u64, u64)> {
+        let from = self.runs.partition_point(|(start, _, count)| start + count <= group);
+        let inside = self.runs[from..].iter().take_while(|(start, ..)| *start < group + SUM_GROUP_BLOCKS);
+        let part = |(start, device, count): &(u64, u64, u64)| {
+            let (first, end) = ((*start).max(group), (start + count).min(group + SUM_GROUP_BLOCKS));
+            ((first - group) as usize, device + (first - start), end - first)
+        };
+        inside.map(part).collect()
+    }
+
+    /// The first group in front of `until` that has blocks and whose checksums were not seen.
+    fn first_group(&self, until: u64) -> Option<u64> {
+        let at = self.runs.partition_point(|(start, _, count)| start + count <= self.summed);
+        let block = self.runs.get(at)?.0.max(self.summed);
+        (block < until).then_some(block / SUM_GROUP_BLOCKS * SUM_GROUP_BLOCKS)
+    }
+}
+
 /// The owner whose items are being seen.
 #[derive(Default)]
 struct Owner {
@@ -166,6 +207,7 @@ struct Owner {
     xattr_flags: InodeFlags,
     xattr_names: Bucket,
     content: Content,
+    written: WrittenBlocks,
 }
 
 /// What all items add up to.
@@ -227,9 +269,7 @@ impl Census {
         }
         let of_file_system = matches!(key.kind, Kind::Group | Kind::Orphan | Kind::Intent);
         let problem = match key.kind {
-            Kind::Volume | Kind::RefCount | Kind::Quota | Kind::Checksum => {
-                "a kind that this version does not have"
-            }
+            Kind::Volume | Kind::RefCount | Kind::Quota => "a kind that this version does not have",
             _ if of_file_system != (key.owner == 0) => "the owner is wrong for this kind",
             _ if key.owner >= COUNTER_MAX => "the owner is a number that is never given away",
             Kind::Inode | Kind::Inline if key.offset != 0 => "the offset is not 0",
@@ -265,7 +305,8 @@ impl Census {
             Kind::Dirent => self.entry(key.offset, value, findings),
             Kind::Xattr => self.xattr(key.offset, value, findings),
             Kind::Extent => self.extent(key.offset, value, findings),
-            Kind::Volume | Kind::RefCount | Kind::Quota | Kind::Checksum => {}
+            Kind::Checksum => self.sums(key.offset, value, findings),
+            Kind::Volume | Kind::RefCount | Kind::Quota => {}
         }
     }
 
@@ -453,6 +494,9 @@ impl Census {
             return found("lies outside the data area", removed());
         }
         if !item.flags.contains(ExtentFlags::UNWRITTEN) {
+            if self.superblock.has_data_sums() {
+                self.owner.written.add(file_block, start, count);
+            }
             self.find_homes(map, file_block, &device);
         }
         for (start, end) in self.used.change(&self.superblock, start, count, true) {
@@ -460,6 +504,70 @@ impl Census {
                 Remedy::lossy("the extent got a copy of its own").with(Change::CopyExtent(key, item));
             findings.push(Finding::BlocksUsedTwice { map, file_block, start, end }, remedy);
             self.used_twice.change(&self.superblock, start, end - start, true);
+        }
+    }
+
+    /// Compares the checksums of a group with the blocks of the owner, all of which were seen.
+    fn sums(&mut self, file_block: u64, value: &[u8], findings: &mut Findings) {
+        let map = self.owner.number;
+        let key = Key::sums(MapId(map), file_block);
+        let mut found =
+            |problem, remedy| findings.push(Finding::Checksums { map, file_block, problem }, remedy);
+        if !self.superblock.has_data_sums() {
+            return found("on a file system without checksums", Remedy::safe("removed").and_delete(key));
+        }
+        if !file_block.is_multiple_of(SUM_GROUP_BLOCKS) {
+            return found("do not begin with a group", Remedy::safe("removed").and_delete(key));
+        }
+        if self.owner.partial {
+            return;
+        }
+        self.missing_sums(file_block, findings);
+        self.owner.written.summed = file_block + SUM_GROUP_BLOCKS;
+        let mut found =
+            |problem, remedy| findings.push(Finding::Checksums { map, file_block, problem }, remedy);
+        let Some(SumGroup(mut sums)) = SumGroup::decode(value) else {
+            return found("malformed", Remedy::delete(key, "removed"));
+        };
+        let runs = self.owner.written.group(file_block);
+        let is_written = |block: usize| {
+            runs.iter().any(|(first, _, count)| (*first..first + *count as usize).contains(&block))
+        };
+        let extra = (0..sums.len()).filter(|block| sums[*block] != 0 && !is_written(*block)).count();
+        if extra > 0 {
+            (0..sums.len()).filter(|block| !is_written(*block)).for_each(|block| sums[block] = 0);
+            let remedy = Remedy::safe("removed");
+            let left = SumGroup(sums).encode();
+            found(
+                "of blocks that hold no data",
+                match left.is_empty() {
+                    true => remedy.and_delete(key),
+                    false => remedy.put(key, left),
+                },
+            );
+        }
+        let lacking = runs.iter().flat_map(|(first, device, count)| {
+            (0..*count).map(move |at| (first + at as usize, device + at, 1))
+        });
+        let lacking: Vec<_> = lacking.filter(|(block, ..)| sums[*block] == 0).collect();
+        if !lacking.is_empty() {
+            let change = Change::SumAnew { key, sums: Box::new(SumGroup(sums)), runs: lacking };
+            found("some blocks have none", Remedy::lossy(SUMMED_ANEW).with(change));
+        }
+    }
+
+    /// Reports the groups in front of `until` that have no item although they have data.
+    fn missing_sums(&mut self, until: u64, findings: &mut Findings) {
+        while let Some(group) = self.owner.written.first_group(until) {
+            let map = self.owner.number;
+            let change = Change::SumAnew {
+                key: Key::sums(MapId(map), group),
+                sums: Box::new(SumGroup::EMPTY),
+                runs: self.owner.written.group(group),
+            };
+            let finding = Finding::Checksums { map, file_block: group, problem: "are missing" };
+            findings.push(finding, Remedy::lossy(SUMMED_ANEW).with(change));
+            self.owner.written.summed = group + SUM_GROUP_BLOCKS;
         }
     }
 
@@ -508,6 +616,9 @@ impl Census {
         let inode = self.owner.inode.take();
         if number == 0 {
             return;
+        }
+        if !self.owner.partial {
+            self.missing_sums(u64::MAX, findings);
         }
         match inode {
             Some(item) => {

@@ -4,7 +4,7 @@
 //! Remedies are only collected here; [`super::edits`] lays them over the items, and `super::repair` decides
 //! whether they are applied at all.
 
-use crate::ondisk::{ExtentItem, InodeFlags, InodeItem, Key};
+use crate::ondisk::{ExtentItem, InodeFlags, InodeItem, Key, SumGroup};
 use crate::units::{InodeId, MapId};
 
 /// How a finding is repaired.
@@ -26,10 +26,19 @@ pub(super) enum Change {
     Item(Key, ItemEdit),
     /// Of all names of an inode.
     Names(u64, NameRule),
-    /// A map loses its extents.
+    /// A map loses its extents and their checksums.
     DropExtents(u64),
     /// An extent gets a copy of its blocks.
     CopyExtent(Key, ExtentItem),
+    /// Blocks get the checksums of what they hold.
+    SumAnew {
+        /// Of their group.
+        key: Key,
+        /// The checksums of the others.
+        sums: Box<SumGroup>,
+        /// The blocks: the first one inside the group, the same on the device, how many.
+        runs: Vec<(usize, u64, u64)>,
+    },
     /// An inode without a name gets one in the directory for what was lost.
     Attach {
         /// The inode.

@@ -23,7 +23,8 @@
 //! As much as can be. What hangs on a lost inner node is found again by way of the chunk map, which marks
 //! exactly the nodes in use. Content, entries and attributes whose inode is lost get a new inode, which only
 //! root can read. What has links but no name is named in `lost+found`; what has neither was an orphan and
-//! becomes one again. Of two users of the same blocks both keep them: the second one gets a copy.
+//! becomes one again. Of two users of the same blocks both keep them: the second one gets a copy. Blocks whose checksum
+//! is lost keep what they hold, which then counts as right.
 //!
 //! # Why it ends
 //!
@@ -49,7 +50,8 @@ use crate::error::{Corruption, FsError};
 use crate::fs::libc_mode::S_IFDIR;
 use crate::ondisk::superblock::{COUNTER_MAX, Superblock};
 use crate::ondisk::{
-    DirentRef, ExtentFlags, ExtentItem, InodeItem, Key, SLOT_BITS, Timestamp, encode_dirent, name_hash,
+    DirentRef, ExtentFlags, ExtentItem, InodeItem, Key, SLOT_BITS, SumGroup, Timestamp, block_sum,
+    encode_dirent, name_hash,
 };
 use crate::store::{Home, IDS_SKIPPED, Logged, OpenError, check_features, read, write_homes};
 use crate::units::{BlockAddr, InodeId};
@@ -337,6 +339,7 @@ impl<'a> Repairer<'a> {
                         self.edits.add(Change::Item(key, ItemEdit::Delete));
                     }
                 }
+                Change::SumAnew { key, sums, runs } => self.sum(key, *sums, &runs).await?,
                 change => self.edits.add(change),
             }
         }
@@ -433,6 +436,25 @@ impl<'a> Repairer<'a> {
             ExtentItem { addr: BlockAddr(start), stored_blocks: item.blocks, stored_offset: 0, ..item };
         self.edits.add(Change::Item(key, ItemEdit::Put(copy.encode().to_vec())));
         Ok(true)
+    }
+
+    /// Gives blocks the checksums of what they hold. One that cannot be read gets some checksum: it is no better and no
+    /// worse off.
+    async fn sum(
+        &mut self,
+        key: Key,
+        mut sums: SumGroup,
+        runs: &[(usize, u64, u64)],
+    ) -> Result<(), OpenError> {
+        let block = u64::from(self.subject.superblock.block_size);
+        for (first, device, count) in runs {
+            for at in 0..*count {
+                let bytes = read(self.subject.bdev, (device + at) * block, block as usize).await;
+                sums.0[first + at as usize] = bytes.map_or(u32::MAX, |bytes| block_sum(&bytes));
+            }
+        }
+        self.edits.add(Change::Item(key, ItemEdit::Put(sums.encode())));
+        Ok(())
     }
 
     /// Writes the result.

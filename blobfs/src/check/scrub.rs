@@ -1,16 +1,17 @@
 //! Scrub: a check that also reads the data of every file.
 //!
 //! A check reads all metadata and proves that it fits together; data is only named by it. A scrub then reads
-//! every block that an extent maps, in the order in which they lie on the device, and says which file and
-//! offset each unreadable one belongs to. Blocks that are allocated but were never written are not read:
+//! every block that an extent maps, in the order in which they lie on the device, compares it with its checksum if the
+//! file system has such, and says which file and offset each bad one belongs to. Blocks that are allocated but were never written are not read:
 //! nobody would see what they hold.
 //!
 //! Nothing is written. Whoever is told early can restore the file, or have the disk replaced, while a good
 //! copy exists elsewhere.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use bdev::{Bdev, BdevError};
+use bdev::{AlignedBuf, Bdev, BdevError};
 use hashbrown::{HashMap, HashSet};
 use reactor::sync::join_all;
 use serde::Serialize;
@@ -22,7 +23,9 @@ use super::superblocks::{self, Choice};
 use super::survey::Subject;
 use super::{Progress, Report};
 use crate::ondisk::superblock::Superblock;
-use crate::ondisk::{DirentRef, ExtentFlags, ExtentItem, InodeItem, Key, Kind, XattrRef};
+use crate::ondisk::{
+    DirentRef, ExtentFlags, ExtentItem, InodeItem, Key, Kind, SUM_GROUP_BLOCKS, SumGroup, XattrRef, block_sum,
+};
 use crate::store::{OpenError, check_features, in_data_area, read};
 use crate::units::InodeId;
 
@@ -31,6 +34,9 @@ const READ_LEN: u64 = 1 << 20;
 
 /// Reads that are under way at the same time: enough to keep a disk busy.
 const READS_AT_A_TIME: usize = 8;
+
+/// Blocks whose checksums are in memory at the same time: 64 MiB of them. The tree is walked once for so many.
+const SUMS_AT_A_TIME: u64 = 16 << 20;
 
 /// How far a scrub has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +52,7 @@ pub enum ScrubProgress {
     },
 }
 
-/// Data that cannot be read.
+/// Data that the device does not give, or not as it was written: nobody can read it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Unreadable {
     /// The inode.
@@ -61,7 +67,7 @@ pub struct Unreadable {
     pub len: u64,
     /// First block on the device.
     pub block: u64,
-    /// What the device says.
+    /// What the device says, or how the checksums differ.
     pub error: String,
 }
 
@@ -108,7 +114,10 @@ pub async fn scrub(
     let check = subject.check(findings, &mut inodes, &mut metadata).await;
     let extents = Extent::all(&mut subject).await;
     let mut reader = Reader::new(bdev, &subject.superblock, &extents);
-    reader.read(&extents, progress).await;
+    for some in reader.parts(&extents) {
+        let sums = Sums::of(&mut subject, &some).await;
+        reader.read(&some, &sums, progress).await;
+    }
     let bad = std::mem::take(&mut reader.bad);
     Ok(ScrubReport {
         check,
@@ -163,13 +172,74 @@ impl Extent {
     }
 }
 
-/// A run of blocks of one extent that cannot be read.
+/// Checksums of some extents.
+#[derive(Default)]
+struct Sums {
+    /// By map and file block: how many blocks, and where their checksums begin.
+    places: BTreeMap<(u64, u64), (u64, usize)>,
+    /// 0 for blocks that have none.
+    sums: Vec<u32>,
+}
+
+impl Sums {
+    /// The checksums of `extents`; none at all on a file system without.
+    async fn of(subject: &mut Subject<'_>, extents: &[Extent]) -> Self {
+        let mut all = Self::default();
+        if !subject.superblock.has_data_sums() {
+            return all;
+        }
+        for extent in extents {
+            all.places.insert((extent.map, extent.file_block), (extent.count, all.sums.len()));
+            all.sums.resize(all.sums.len() + extent.count as usize, 0);
+        }
+        let each = &mut |key: &Key, value: &[u8]| {
+            if key.kind == Kind::Checksum
+                && let Some(group) = SumGroup::decode(value)
+            {
+                all.add(key.owner, key.offset, &group);
+            }
+        };
+        subject.each_item(&Edits::default(), each).await;
+        all
+    }
+
+    fn add(&mut self, map: u64, group: u64, SumGroup(known): &SumGroup) {
+        let end = group.saturating_add(SUM_GROUP_BLOCKS);
+        let touched = self.places.range((map, 0)..(map, end)).rev();
+        for ((_, start), (count, at)) in touched.take_while(|((_, start), (count, _))| start + count > group)
+        {
+            for block in group.max(*start)..end.min(start + count) {
+                self.sums[at + (block - start) as usize] = known[(block - group) as usize];
+            }
+        }
+    }
+
+    /// Those of a part of an extent, which begins at a place that [`Sums::of`] was told.
+    fn part(&self, extent: &Extent) -> &[u32] {
+        let place = self.places.get(&(extent.map, extent.file_block));
+        place.map_or(&[], |(count, at)| &self.sums[*at..at + *count as usize])
+    }
+}
+
+/// Why a block is bad.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+enum Bad {
+    #[error(transparent)]
+    Device(#[from] BdevError),
+    #[error("has no checksum")]
+    NoSum,
+    #[error("checksum {found:#010x} instead of {expected:#010x}")]
+    Sum { expected: u32, found: u32 },
+}
+
+/// A run of blocks of one extent that are bad for the same kind of reason.
 struct BadRun {
     map: u64,
     file_block: u64,
     block: u64,
     count: u64,
-    error: BdevError,
+    /// That of the first one.
+    error: Bad,
 }
 
 /// Reads extents.
@@ -198,9 +268,10 @@ impl<'a> Reader<'a> {
         }
     }
 
-    async fn read(&mut self, extents: &[Extent], progress: &mut dyn FnMut(ScrubProgress)) {
+    /// Extents in parts that are read at once, so many together as have their checksums in memory.
+    fn parts<'e>(&self, extents: &'e [Extent]) -> impl Iterator<Item = Vec<Extent>> + use<'e> {
         let step = self.part_blocks;
-        let mut parts = extents.iter().flat_map(|extent| {
+        let mut parts = extents.iter().flat_map(move |extent| {
             (0..extent.count.div_ceil(step)).map(move |number| Extent {
                 start: extent.start + number * step,
                 count: step.min(extent.count - number * step),
@@ -208,16 +279,26 @@ impl<'a> Reader<'a> {
                 file_block: extent.file_block + number * step,
             })
         });
-        loop {
-            let batch: Vec<Extent> = parts.by_ref().take(READS_AT_A_TIME).collect();
-            if batch.is_empty() {
-                return;
+        std::iter::from_fn(move || {
+            let (mut some, mut blocks) = (Vec::new(), 0);
+            while blocks < SUMS_AT_A_TIME
+                && let Some(part) = parts.next()
+            {
+                blocks += part.count;
+                some.push(part);
             }
+            (!some.is_empty()).then_some(some)
+        })
+    }
+
+    async fn read(&mut self, parts: &[Extent], sums: &Sums, progress: &mut dyn FnMut(ScrubProgress)) {
+        for batch in parts.chunks(READS_AT_A_TIME) {
             let results = join_all(batch.iter().map(|part| self.blocks(part.start, part.count))).await;
             for (part, result) in batch.iter().zip(results) {
-                // Data checksums, once there are some, are compared with these bytes here.
-                if result.is_err() {
-                    self.find_bad_blocks(part).await;
+                let sums = sums.part(part);
+                let checked = result.map_err(Bad::from).and_then(|bytes| self.compare(&bytes, sums));
+                if checked.is_err() {
+                    self.find_bad_blocks(part, sums).await;
                 }
                 self.done += part.count * self.block_size;
             }
@@ -225,25 +306,42 @@ impl<'a> Reader<'a> {
         }
     }
 
-    async fn blocks(&self, start: u64, count: u64) -> Result<(), BdevError> {
+    async fn blocks(&self, start: u64, count: u64) -> Result<Rc<AlignedBuf>, BdevError> {
         let (offset, len) = (start * self.block_size, count * self.block_size);
-        read(self.bdev, offset, len as usize).await.map(drop)
+        read(self.bdev, offset, len as usize).await
+    }
+
+    /// Compares blocks with their checksums, if there are such.
+    fn compare(&self, bytes: &[u8], sums: &[u32]) -> Result<(), Bad> {
+        for (block, expected) in bytes.chunks(self.block_size as usize).zip(sums) {
+            match (block_sum(block), *expected) {
+                (_, 0) => return Err(Bad::NoSum),
+                (found, expected) if found != expected => return Err(Bad::Sum { expected, found }),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// Reads a part block by block.
-    async fn find_bad_blocks(&mut self, part: &Extent) {
+    async fn find_bad_blocks(&mut self, part: &Extent, sums: &[u32]) {
         for number in 0..part.count {
             let block = part.start + number;
-            if let Err(error) = self.blocks(block, 1).await {
+            let sum = sums.get(number as usize..).unwrap_or_default();
+            let read = self.blocks(block, 1).await;
+            if let Err(error) = read.map_err(Bad::from).and_then(|bytes| self.compare(&bytes, sum)) {
                 self.add_bad(part.map, part.file_block + number, block, error);
             }
         }
     }
 
-    fn add_bad(&mut self, map: u64, file_block: u64, block: u64, error: BdevError) {
+    fn add_bad(&mut self, map: u64, file_block: u64, block: u64, error: Bad) {
         let full = self.bad.len() >= FINDINGS_MAX;
         let last = self.bad.last_mut().filter(|run| {
-            run.map == map && run.block + run.count == block && run.file_block + run.count == file_block
+            run.map == map
+                && run.block + run.count == block
+                && run.file_block + run.count == file_block
+                && std::mem::discriminant(&run.error) == std::mem::discriminant(&error)
         });
         match last {
             Some(run) => run.count += 1,

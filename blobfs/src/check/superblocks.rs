@@ -149,6 +149,7 @@ fn compare_copies(a: &Superblock, b: &Superblock, findings: &mut Findings) {
             (a.journal_start, a.journal_blocks) == (b.journal_start, b.journal_blocks)
         }),
         ("the hash key", a.hash_key == b.hash_key),
+        ("features", (a.compat, a.ro_compat, a.incompat) == (b.compat, b.ro_compat, b.incompat)),
     ];
     for (field, _) in fields.into_iter().filter(|(_, same)| !same) {
         let remedy = Remedy::lossy("both copies written anew from one");

@@ -7,6 +7,7 @@ mod random;
 mod repair;
 mod scrub;
 mod structure;
+mod sums;
 
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -163,8 +164,12 @@ fn small_geometry() -> MkfsOptions {
 }
 
 fn empty_disk(reactor: &Rc<Reactor>) -> Rc<SimDisk> {
+    made_disk(reactor, &small_geometry())
+}
+
+fn made_disk(reactor: &Rc<Reactor>, options: &MkfsOptions) -> Rc<SimDisk> {
     let disk = SimDisk::new(DEVICE, BLOCK, 1);
-    let options = small_geometry();
+    let options = options.clone();
     let bdev: Rc<dyn Bdev> = disk.clone();
     reactor.block_on(async move { mkfs(&bdev, &options).await }).unwrap();
     disk
@@ -172,12 +177,22 @@ fn empty_disk(reactor: &Rc<Reactor>) -> Rc<SimDisk> {
 
 impl Sample {
     fn new() -> Self {
+        let sample = Self::made(&small_geometry());
+        assert_eq!(sample.superblock().root_level, 2, "tests count on the tree's shape");
+        sample
+    }
+
+    /// The same on a file system whose blocks have checksums.
+    fn with_sums() -> Self {
+        Self::made(&MkfsOptions { data_checksum: true, ..small_geometry() })
+    }
+
+    fn made(options: &MkfsOptions) -> Self {
         let reactor = reactor();
-        let disk = empty_disk(&reactor);
+        let disk = made_disk(&reactor, options);
         let (mounted, mut sample) = Self::fill(disk, reactor);
         mounted.unmount();
         assert!(report_of(&sample.disk).unwrap().is_clean());
-        assert_eq!(sample.superblock().root_level, 2, "tests count on the tree's shape");
         // Later mounts start from here.
         sample.reactor = self::reactor();
         sample

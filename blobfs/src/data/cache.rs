@@ -16,6 +16,7 @@ use bdev::Segment;
 use reactor::sync::Notify;
 
 use super::arena::{Arena, Slot};
+use super::sums::Reports;
 use crate::error::FsError;
 use crate::fs::{Fs, Inode};
 use crate::store::Reservation;
@@ -63,6 +64,8 @@ pub(crate) struct Cache {
     pub(super) failure: RefCell<Option<FsError>>,
     pub(super) flushing: Cell<bool>,
     pub(super) timer_armed: Cell<bool>,
+    /// Lines of the log about data that does not have its checksum.
+    pub(super) reports: Reports,
 }
 
 impl Cache {
@@ -89,6 +92,7 @@ impl Cache {
             failure: RefCell::default(),
             flushing: Cell::new(false),
             timer_armed: Cell::new(false),
+            reports: Reports::default(),
         })
     }
 

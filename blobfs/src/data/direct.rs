@@ -1,7 +1,8 @@
 //! Transfers between the client's memory and the device, coherent with the cache.
 //!
 //! Only whole blocks go this way; a transfer with an end inside a block goes through the cache and is written
-//! back at once. Memory that misses the device's alignment is bounced, that piece only.
+//! back at once. Memory that misses the device's alignment is bounced, that piece only; so is all where blocks have
+//! checksums, because a client may change its memory at any time.
 
 use std::ops::Range;
 use std::rc::Rc;
@@ -13,12 +14,13 @@ use super::extent::{Piece, Stored};
 use super::load::LOAD_PAGES;
 use super::pages::PageMap;
 use super::range_lock::{Mode, RangeGuard};
+use super::sums::ReadBlocks;
 use super::write_back::Mapping;
 use crate::error::FsError;
 use crate::fs::{Context, Fs, Inode, IoFlags, regular_file};
 use crate::ondisk::{FILE_SIZE_MAX, InodeFlags};
 use crate::store::IoToken;
-use crate::units::InodeId;
+use crate::units::{BlockAddr, InodeId};
 
 /// Alignment of bounce memory: no device asks for more.
 const BOUNCE_ALIGN: usize = 4096;
@@ -46,6 +48,18 @@ impl DirectRead {
         self.io.await?;
         Ok(self.len)
     }
+}
+
+/// Whole blocks that are read into memory of our own.
+struct Bounced {
+    /// Where their bytes go in the client's memory.
+    at: usize,
+    buf: Rc<AlignedBuf>,
+    /// The bytes of it that are wanted.
+    inside: Range<usize>,
+    /// The first block, in the file and on the device.
+    start: u64,
+    addr: BlockAddr,
 }
 
 fn bounce(len: usize) -> Rc<AlignedBuf> {
@@ -87,6 +101,7 @@ impl Fs {
         if !flags.direct
             || !is_whole
             || self.store.has_overlay(inode)
+            || self.store.has_data_sums()
             || !self.store.bdev().limits().accepts(dst)
         {
             return None;
@@ -128,7 +143,7 @@ impl Fs {
         }
         let block = u64::from(self.store.block_size());
         let blocks = bytes.start / block..bytes.end.div_ceil(block);
-        let pieces = self.run(|fs| fs.pieces(item.map, blocks.clone())).await?;
+        let (pieces, sums) = self.run(|fs| fs.pieces_and_sums(item.map, &blocks)).await?;
         let io = self.store.begin_io();
         let (mut reads, mut bounced) = (Vec::new(), Vec::new());
         for piece in &pieces {
@@ -137,8 +152,11 @@ impl Fs {
         let results = join_all(reads).await;
         drop(io);
         results.into_iter().collect::<Result<(), _>>()?;
-        for (at, buf, part) in bounced {
-            dst.copy_from(at, &buf[part]);
+        for Bounced { at, buf, inside, start, addr } in bounced {
+            let (bytes, first) = (&IoBuffers::from_aligned(&buf), (start - blocks.start) as usize);
+            let sums = sums.get(first..).unwrap_or_default();
+            self.verify(&ReadBlocks { inode: inode.id, xattr: false, start, addr, bytes, sums })?;
+            dst.copy_from(at, &buf[inside]);
         }
         Ok((bytes.end - bytes.start) as usize)
     }
@@ -149,7 +167,7 @@ impl Fs {
         bytes: &Range<u64>,
         dst: &IoBuffers,
         reads: &mut Vec<bdev::Io>,
-        bounced: &mut Vec<(usize, Rc<AlignedBuf>, Range<usize>)>,
+        bounced: &mut Vec<Bounced>,
     ) {
         let block = u64::from(self.store.block_size());
         let start = (piece.start * block).max(bytes.start);
@@ -160,11 +178,11 @@ impl Fs {
             return;
         };
         let device = |byte: u64| addr.0 * block + (byte - piece.start * block);
-        // Whole blocks go straight; what is left at the ends, or all of an unaligned one, is bounced.
+        // Whole blocks go straight; what is left at the ends, or all that is unaligned or has checksums, is bounced.
         let first = start.next_multiple_of(block).min(end);
         let whole = first..(end / block * block).max(first);
         let middle = dst.slice((whole.start - bytes.start) as usize, (whole.end - whole.start) as usize);
-        let rest = if self.is_aligned(&middle) {
+        let rest = if self.is_aligned(&middle) && !self.store.has_data_sums() {
             if !middle.is_empty() {
                 self.queue_reads(device(whole.start), middle, reads);
             }
@@ -177,7 +195,14 @@ impl Fs {
             let buf = bounce((around.end - around.start) as usize);
             self.queue_reads(device(around.start), IoBuffers::from_aligned(&buf), reads);
             let inside = (part.start - around.start) as usize..(part.end - around.start) as usize;
-            bounced.push(((part.start - bytes.start) as usize, buf, inside));
+            let blocks = around.start / block - piece.start;
+            bounced.push(Bounced {
+                at: (part.start - bytes.start) as usize,
+                buf,
+                inside,
+                start: piece.start + blocks,
+                addr: BlockAddr(addr.0 + blocks),
+            });
         }
     }
 
@@ -256,7 +281,7 @@ impl Fs {
         let block = u64::from(self.store.block_size());
         let blocks = bytes.start / block..bytes.end / block;
         let bounced;
-        let source = if self.is_aligned(src) {
+        let source = if self.is_aligned(src) && !self.store.has_data_sums() {
             src
         } else {
             let mut buf = bounce(src.len());
@@ -264,7 +289,7 @@ impl Fs {
             bounced = IoBuffers::from_aligned(&buf);
             &bounced
         };
-        let mut reservation = self.reserve_holes(inode, &blocks).await?;
+        let mut reservation = self.reserve_to_write(inode, &blocks).await?;
         let io = self.store.begin_write();
         let (mut writes, mut mappings): (Vec<bdev::Io>, Vec<Mapping>) = (Vec::new(), Vec::new());
         let placed =

@@ -1,5 +1,6 @@
 //! Which device blocks hold a range of a file.
 
+use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 
 use crate::error::{Corruption, FsError, Try};
@@ -122,72 +123,91 @@ impl Fs {
         }
         Ok(pieces)
     }
+}
 
-    /// Adds the removal of the mapping of `range` to `txn`; with `free` the blocks go too. Gives the number
-    /// of blocks that were mapped.
-    pub(super) fn unmap(&self, txn: &mut Txn, map: MapId, range: &Range<u64>, free: bool) -> Try<u64> {
+/// Changes of a map by one transaction. Later changes see the earlier ones, which the tree does not have yet.
+pub(super) struct Remap<'a> {
+    fs: &'a Fs,
+    map: MapId,
+    /// Extents that were looked at, as the tree has them.
+    before: BTreeMap<u64, ExtentItem>,
+    /// What becomes of them.
+    after: BTreeMap<u64, ExtentItem>,
+    freed: Vec<BlockRange>,
+}
+
+impl<'a> Remap<'a> {
+    /// No changes yet.
+    pub(super) fn new(fs: &'a Fs, map: MapId) -> Self {
+        Self { fs, map, before: BTreeMap::new(), after: BTreeMap::new(), freed: Vec::new() }
+    }
+
+    /// Looks at the extents that touch `range`.
+    fn load(&mut self, range: &Range<u64>) -> Try<()> {
+        for (start, item) in self.fs.extents(self.map, range)? {
+            if self.before.insert(start, item).is_none() {
+                self.after.insert(start, item);
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes the mapping of `range` away; with `free` the blocks go too. Gives the number of blocks that were mapped.
+    pub(super) fn unmap(&mut self, range: &Range<u64>, free: bool) -> Try<u64> {
+        self.load(range)?;
+        let touched: Vec<(u64, ExtentItem)> = self
+            .after
+            .range(..range.end)
+            .rev()
+            .map(|(start, item)| (*start, *item))
+            .take_while(|(start, item)| start + u64::from(item.blocks) > range.start)
+            .collect();
         let mut unmapped = 0;
-        for (start, item) in self.extents(map, range)? {
+        for (start, item) in touched {
             let end = start + u64::from(item.blocks);
             let device = item.device_range().start.0;
             let (cut_start, cut_end) = (start.max(range.start), end.min(range.end));
             let part =
                 |from: u64, to: u64| BlockRange::new(BlockAddr(device + (from - start)), (to - from) as u32);
-            if cut_start == start {
-                txn.delete(Key::extent(map, start));
-            } else {
-                txn.put(
-                    Key::extent(map, start),
-                    &ExtentItem::plain(part(start, cut_start), item.flags).encode(),
-                );
-            }
-            if cut_end < end {
-                txn.put(
-                    Key::extent(map, cut_end),
-                    &ExtentItem::plain(part(cut_end, end), item.flags).encode(),
-                );
+            self.after.remove(&start);
+            for (from, to) in [(start, cut_start), (cut_end, end)].into_iter().filter(|(from, to)| from < to)
+            {
+                self.after.insert(from, ExtentItem::plain(part(from, to), item.flags));
             }
             if free {
-                txn.free(part(cut_start, cut_end));
+                self.freed.push(part(cut_start, cut_end));
             }
             unmapped += cut_end - cut_start;
         }
         Ok(unmapped)
     }
 
-    /// Adds a mapping of `range`'s blocks from file block `start` on to `txn`, joined to the extent before it
-    /// when that continues on the device. Nothing may be mapped there.
-    pub(super) fn map(
-        &self,
-        txn: &mut Txn,
-        map: MapId,
-        start: u64,
-        range: BlockRange,
-        flags: ExtentFlags,
-    ) -> Try<()> {
-        let before = match start.checked_sub(1) {
-            Some(last) => self.extents(map, &(last..start))?.pop(),
-            None => None,
-        };
-        // Only what this transaction has not changed itself.
-        let untouched = |key: &Key| {
-            !txn.changes().iter().any(|change| match change {
-                crate::txn::Change::Put { key: changed, .. }
-                | crate::txn::Change::Delete { key: changed } => changed == key,
-                _ => false,
-            })
-        };
-        if let Some((before_start, item)) = before {
-            let key = Key::extent(map, before_start);
+    /// Maps the blocks of `range` from file block `start` on, joined to the extent before them when that continues on
+    /// the device. Nothing may be mapped there.
+    pub(super) fn map(&mut self, start: u64, range: BlockRange, flags: ExtentFlags) -> Try<()> {
+        self.load(&(start.saturating_sub(1)..start + u64::from(range.count)))?;
+        let before = self.after.range(..start).next_back().map(|(at, item)| (*at, *item));
+        if let Some((at, item)) = before {
             let device = item.device_range();
-            let joined = device.count.checked_add(range.count);
-            let continues = device.end() == range.start && item.flags == flags && item.stored_offset == 0;
-            if let Some(count) = joined.filter(|_| continues && untouched(&key)) {
-                txn.put(key, &ExtentItem::plain(BlockRange::new(device.start, count), flags).encode());
+            let adjoins = at + u64::from(item.blocks) == start && device.end() == range.start;
+            let count = device.count.checked_add(range.count);
+            if let Some(count) = count.filter(|_| adjoins && item.flags == flags) {
+                self.after.insert(at, ExtentItem::plain(BlockRange::new(device.start, count), flags));
                 return Ok(());
             }
         }
-        txn.put(Key::extent(map, start), &ExtentItem::plain(range, flags).encode());
+        self.after.insert(start, ExtentItem::plain(range, flags));
         Ok(())
+    }
+
+    /// Adds the changes to `txn`.
+    pub(super) fn finish(self, txn: &mut Txn) {
+        for start in self.before.keys().filter(|start| !self.after.contains_key(start)) {
+            txn.delete(Key::extent(self.map, *start));
+        }
+        for (start, item) in self.after.iter().filter(|(start, item)| self.before.get(start) != Some(item)) {
+            txn.put(Key::extent(self.map, *start), &item.encode());
+        }
+        self.freed.into_iter().for_each(|range| txn.free(range));
     }
 }

@@ -12,6 +12,7 @@ use reactor::sync::join_all;
 use super::arena::Slot;
 use super::extent::{Piece, Stored};
 use super::range_lock::{Mode, RangeGuard};
+use super::sums::ReadBlocks;
 use crate::error::{Corruption, FsError};
 use crate::fs::{Fs, Inode};
 use crate::ondisk::{InodeFlags, InodeItem, Key};
@@ -110,16 +111,14 @@ impl Fs {
         let Some(&(first, _)) = taken.first() else {
             return Ok(inode.data.pages.borrow().get(pages.start).slot.is_some());
         };
-        let result = self.fill(inode, first, &taken).await;
-        match &result {
-            Ok(mapped) => {
-                let mut pages = inode.data.pages.borrow_mut();
-                for ((page, _), mapped) in taken.iter().zip(mapped) {
-                    pages.set_loaded(*page, *mapped);
-                }
-            }
-            Err(_) => {
-                for (page, slot) in taken {
+        let mut pages: Vec<Result<bool, FsError>> = match self.fill(inode, first, &taken).await {
+            Ok(pages) => pages,
+            Err(error) => vec![Err(error); taken.len()],
+        };
+        for ((page, slot), filled) in taken.into_iter().zip(&pages) {
+            match filled {
+                Ok(mapped) => inode.data.pages.borrow_mut().set_loaded(page, *mapped),
+                Err(_) => {
                     inode.data.pages.borrow_mut().remove(page);
                     self.free_slot(slot);
                 }
@@ -129,32 +128,34 @@ impl Fs {
         if self.cache.relieved.has_waiters() {
             self.cache.relieved.notify_all();
         }
-        result.map(|_| true)
+        // A reader that comes to one of the others will meet its error.
+        pages.swap_remove(0).map(|_| true)
     }
 
-    /// Reads pages `first..` into their slots. Says which of them are mapped as a whole.
+    /// Reads pages `first..` into their slots. Says which of them are mapped as a whole, and which do not have their
+    /// checksums.
     async fn fill(
         self: &Rc<Self>,
         inode: &Rc<Inode>,
         first: u64,
         taken: &[(u64, Slot)],
-    ) -> Result<Vec<bool>, FsError> {
+    ) -> Result<Vec<Result<bool, FsError>>, FsError> {
         let item = *inode.live.borrow();
         let page_size = self.cache.page_size();
         let memory: Vec<Segment> = taken.iter().map(|(_, slot)| self.cache.memory(*slot)).collect();
         if item.flags.contains(InodeFlags::INLINE) {
             self.fill_inline(inode, &item, first, &memory).await?;
-            return Ok(vec![false; taken.len()]);
+            return Ok(vec![Ok(false); taken.len()]);
         }
         let block = u64::from(self.store.block_size());
         let per_page = page_size / block;
         let blocks = first * per_page..(first + taken.len() as u64) * per_page;
-        let pieces = self.run(|fs| fs.pieces(item.map, blocks.clone())).await?;
+        let (pieces, sums) = self.run(|fs| fs.pieces_and_sums(item.map, &blocks)).await?;
         let buffers = IoBuffers::new(joined(&memory), self.cache.hold());
         let mut mapped = vec![true; taken.len()];
         let io = self.store.begin_io();
         let mut reads = Vec::new();
-        for Piece { start, count, stored } in pieces {
+        for Piece { start, count, stored } in &pieces {
             let at = ((start - blocks.start) * block) as usize;
             let part = buffers.slice(at, (count * block) as usize);
             match stored {
@@ -170,11 +171,42 @@ impl Fs {
             result?;
         }
         drop(io);
+        let wrong = self.wrong_in(inode, &pieces, &blocks, &buffers, &sums);
         self.store.overlay(inode.id, first * page_size, &buffers);
         // The file may have grown meanwhile, but never over bytes that are read here: they were zeroed first.
         let end = item.size.saturating_sub(first * page_size).min(buffers.len() as u64) as usize;
         buffers.zero(end, buffers.len() - end);
-        Ok(mapped)
+        let mut filled: Vec<_> = mapped.into_iter().map(Ok).collect();
+        for (at, error) in wrong {
+            filled[(at / per_page) as usize] = Err(error);
+        }
+        Ok(filled)
+    }
+
+    /// Those of `blocks`, counted from the first one, that do not have their checksums, if there are any.
+    fn wrong_in(
+        &self,
+        inode: &Inode,
+        pieces: &[Piece],
+        blocks: &Range<u64>,
+        buffers: &IoBuffers,
+        sums: &[u32],
+    ) -> Vec<(u64, FsError)> {
+        let mut wrong = Vec::new();
+        if sums.is_empty() {
+            return wrong;
+        }
+        let block = self.store.block_size() as usize;
+        for Piece { start, count, stored } in pieces {
+            let Some(Stored { addr, unwritten: false }) = *stored else { continue };
+            let (first, count) = ((start - blocks.start) as usize, *count as usize);
+            let bytes = &buffers.slice(first * block, count * block);
+            let sums = &sums[first..first + count];
+            let read = ReadBlocks { inode: inode.id, xattr: false, start: *start, addr, bytes, sums };
+            let found = self.wrong_blocks(&read).into_iter();
+            wrong.extend(found.map(|(at, error)| ((first + at) as u64, error)));
+        }
+        wrong
     }
 
     async fn fill_inline(

@@ -86,7 +86,7 @@ impl Fs {
 
     /// Logs everything of a file that is dirty and not logged yet, with its attributes. False, and nothing is
     /// changed, where that is not the way: much is dirty, some of it is on its way to the device already, the file
-    /// is small enough for the tree, or the journal has no room for it.
+    /// is small enough for the tree, the journal has no room for it, or blocks have checksums.
     ///
     /// # Errors
     /// Those of [`crate::store::Store::commit`].
@@ -118,6 +118,7 @@ impl Fs {
         let live = *inode.live.borrow();
         let most = (LOGGED_MAX.min(self.store.txn_len_max() as u64) / self.cache.page_size()) as usize;
         if live.flags.contains(InodeFlags::INLINE)
+            || self.store.has_data_sums()
             || self.fits_inline(inode)
             || inode.data.cut_from.get().is_some()
             || inode.check_alive().is_err()
@@ -172,7 +173,10 @@ impl Fs {
                     Some(Stored { unwritten: false, .. }) => {}
                     Some(Stored { addr, .. }) => {
                         let range = BlockRange::new(addr, count as u32);
-                        if written.replace((at, Mapping::Written { start, range })).is_some() {
+                        if written
+                            .replace((at, Mapping::Written { start, range, sums: Vec::new() }))
+                            .is_some()
+                        {
                             return Ok(false);
                         }
                     }
@@ -202,7 +206,7 @@ impl Fs {
             let goal = self.goal_behind(map, start, mappings.last().map(|(_, mapping)| mapping))?;
             let allocation = self.store.allocate(reservation, goal, (blocks.end - start) as u32)?;
             let count = u64::from(allocation.range().count);
-            mappings.push((at, Mapping::Fresh { start, allocation }));
+            mappings.push((at, Mapping::Fresh { start, allocation, sums: Vec::new() }));
             start += count;
         }
         Ok(())

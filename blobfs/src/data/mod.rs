@@ -10,6 +10,7 @@
 //! | `direct` | transfers between the client's memory and the device |
 //! | `space` | truncation, allocation ahead, holes, deletion |
 //! | `log` | small synced writes: into the journal |
+//! | `sums` | checksums of blocks, where a file system has them |
 //! | `extent` | which device blocks hold a range of a file, and changes of that |
 //! | `sync` | durability |
 //!
@@ -35,6 +36,7 @@ mod pages;
 mod range_lock;
 mod read;
 mod space;
+mod sums;
 mod sync;
 mod write;
 mod write_back;
@@ -53,6 +55,7 @@ use crate::txn::Txn;
 pub(crate) use cache::{Cache, PAGES_MIN};
 pub use direct::DirectRead;
 pub(crate) use range_lock::RangeGuard;
+pub(crate) use sums::ReadBlocks;
 
 /// Largest file that is kept in the tree, in bytes, if an item can hold it. Picked: most small files of a
 /// source tree fit, and a tree node of the usual size holds several.

@@ -5,11 +5,13 @@ use std::rc::Rc;
 
 use reactor::sync::yield_now;
 
+use super::extent::{Piece, Remap};
 use super::range_lock::Mode;
+use super::sums::{GROUP_CHANGE_LEN, GROUP_DELETE_LEN};
 use super::write::Source;
 use crate::error::{Corruption, FsError, Try, Wait};
 use crate::fs::{Context, FallocateMode, Fs, Inode, IoFlags, SeekTarget, regular_file};
-use crate::ondisk::{ExtentFlags, FILE_SIZE_MAX, InodeFlags, InodeItem, Key};
+use crate::ondisk::{ExtentFlags, FILE_SIZE_MAX, InodeFlags, InodeItem, Key, sum_groups};
 use crate::store::Reservation;
 use crate::txn::{Origin, Txn};
 use crate::units::{InodeId, MapId};
@@ -273,25 +275,35 @@ impl Fs {
     }
 
     fn free_from(&self, txn: &mut Txn, map: MapId, from: u64) -> Try<(bool, u64)> {
-        let room = (self.store.txn_len_max() / 2).saturating_sub(txn.journal_bytes());
-        let most = (room / EXTENT_CHANGE_LEN).max(1);
-        let mut freed = 0;
-        let mut end = u64::MAX;
-        for _ in 0..most {
-            let Some((start, item)) = self.last_extent(map, end.saturating_sub(1))? else {
-                return Ok((true, freed));
-            };
-            let extent_end = start + u64::from(item.blocks);
-            if extent_end <= from {
-                return Ok((true, freed));
-            }
-            freed += self.unmap(txn, map, &(start.max(from)..extent_end), true)?;
-            if start <= from {
-                return Ok((true, freed));
-            }
-            end = start;
+        let mut room = (self.store.txn_len_max() / 2).saturating_sub(txn.journal_bytes());
+        if self.store.has_data_sums() {
+            // Those of the lowest group may have to be rewritten.
+            room = room.saturating_sub(GROUP_CHANGE_LEN);
         }
-        Ok((false, freed))
+        let mut remap = Remap::new(self, map);
+        let (mut freed, mut end, mut whole) = (0, u64::MAX, false);
+        while !whole && (freed == 0 || room >= EXTENT_CHANGE_LEN) {
+            let last = self.last_extent(map, end.saturating_sub(1))?;
+            let last = last.map(|(start, item)| start..start + u64::from(item.blocks));
+            let Some(extent) = last.filter(|extent| extent.end > from) else {
+                whole = true;
+                break;
+            };
+            room = room.saturating_sub(EXTENT_CHANGE_LEN);
+            let first = extent.start.max(from);
+            end = self.sums_behind(&(first..extent.end), room / GROUP_DELETE_LEN);
+            freed += remap.unmap(&(end..extent.end), true)?;
+            if end > first {
+                break;
+            }
+            if self.store.has_data_sums() {
+                room = room.saturating_sub(sum_groups(&(end..extent.end)).count() * GROUP_DELETE_LEN);
+            }
+            whole = extent.start <= from;
+        }
+        remap.finish(txn);
+        self.clear_sums(txn, map, &(end..u64::MAX))?;
+        Ok((whole, freed))
     }
 
     /// The inode has been deleted: nothing of it is cached any more, and nobody can write into it.
@@ -386,21 +398,39 @@ impl Fs {
         .await
     }
 
-    /// Reserves what fills the holes of `blocks`. Not while a device operation is announced: freed blocks may
-    /// be waiting for its end.
-    pub(super) async fn reserve_holes(
+    /// Reserves what fills the holes of `blocks`.
+    async fn reserve_holes(
         self: &Rc<Self>,
         inode: &Rc<Inode>,
         blocks: &Range<u64>,
     ) -> Result<Reservation, FsError> {
+        self.reserve_for(inode, blocks, |piece| piece.stored.is_none()).await
+    }
+
+    /// Reserves what a write of `blocks` takes. Not while a device operation is announced: freed blocks may be waiting
+    /// for its end.
+    pub(super) async fn reserve_to_write(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        blocks: &Range<u64>,
+    ) -> Result<Reservation, FsError> {
+        self.reserve_for(inode, blocks, |piece| self.is_written_anew(piece)).await
+    }
+
+    async fn reserve_for(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        blocks: &Range<u64>,
+        needs_blocks: impl Fn(&Piece) -> bool,
+    ) -> Result<Reservation, FsError> {
         let map = inode.live.borrow().map;
-        let (mut at, mut holes) = (blocks.start, 0);
+        let (mut at, mut lacking) = (blocks.start, 0);
         while at < blocks.end {
             let piece = self.run(|fs| fs.piece_at(map, at, blocks.end)).await?;
-            holes += if piece.stored.is_none() { piece.count } else { 0 };
+            lacking += if needs_blocks(&piece) { piece.count } else { 0 };
             at += piece.count;
         }
-        self.run(|fs| fs.store.reserve(holes)).await
+        self.run(|fs| fs.store.reserve(lacking)).await
     }
 
     /// Allocates the begin of the hole at `at`, if there is one; gives what comes next.
@@ -421,7 +451,9 @@ impl Fs {
             let mut item = inode.stored_item();
             item.blocks += u64::from(range.count);
             txn.alloc(range);
-            fs.map(&mut txn, item.map, at, range, ExtentFlags::UNWRITTEN)?;
+            let mut remap = Remap::new(fs, item.map);
+            remap.map(at, range, ExtentFlags::UNWRITTEN)?;
+            remap.finish(&mut txn);
             fs.commit_item(&mut txn, inode, item)
         })
         .await?;
@@ -496,8 +528,12 @@ impl Fs {
             if ends.len() > most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
         let end = if ends.len() > most { ends[most] } else { blocks.end };
+        let end = self.sums_until(item.map, &(blocks.start..end), most)?;
         let mut txn = Txn::new(Origin::default());
-        let freed = self.unmap(&mut txn, item.map, &(blocks.start..end), true)?;
+        let mut remap = Remap::new(self, item.map);
+        let freed = remap.unmap(&(blocks.start..end), true)?;
+        remap.finish(&mut txn);
+        self.clear_sums(&mut txn, item.map, &(blocks.start..end))?;
         let block = u64::from(self.store.block_size());
         let is_settled = self.settle_in(&mut txn, inode, &(blocks.start * block..end.saturating_mul(block)));
         if freed > 0 || is_settled {

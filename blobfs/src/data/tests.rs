@@ -5,6 +5,7 @@ mod appends;
 mod device_errors;
 mod discards;
 mod log;
+mod sums;
 
 use std::future::Future;
 use std::ops::Range;
@@ -47,10 +48,13 @@ struct Mount {
 
 impl Mount {
     fn new(block_size: u32, latency: bool) -> Self {
+        Self::made(MkfsOptions { block_size, ..MkfsOptions::default() }, latency)
+    }
+
+    fn made(options: MkfsOptions, latency: bool) -> Self {
         let reactor = Reactor::new(Rc::new(VirtualClock::new(Duration::from_secs(1_000_000))));
         let disk = SimDisk::new(DISK, 512, 7);
         let device: Rc<dyn Bdev> = disk.clone();
-        let options = MkfsOptions { block_size, ..MkfsOptions::default() };
         reactor.block_on(async move { mkfs(&device, &options).await }).unwrap();
         if latency {
             disk.set_latency(&reactor, Duration::from_micros(10)..Duration::from_millis(3));
@@ -59,7 +63,13 @@ impl Mount {
     }
 
     fn open(reactor: Rc<Reactor>, disk: Rc<SimDisk>) -> Self {
-        let (device, at): (Rc<dyn Bdev>, _) = (disk.clone(), reactor.clone());
+        let device = disk.clone();
+        Self::on(reactor, disk, device)
+    }
+
+    /// On a device that leads to the disk.
+    fn on(reactor: Rc<Reactor>, disk: Rc<SimDisk>, device: Rc<dyn Bdev>) -> Self {
+        let at = reactor.clone();
         let fs = reactor.block_on(async move {
             let store = Store::open(device, at, OpenOptions::default()).await.unwrap();
             Fs::mount(store, MountOptions { cache_size: 0, ..MountOptions::default() }).await.unwrap()
@@ -226,8 +236,12 @@ async fn check_all(fs: Rc<Fs>, ctx: Context, inode: InodeId, model: &[u8]) {
 
 /// Random steps on a few files, one after the other, with remounts.
 fn run_steps(seed: u64, block_size: u32, latency: bool, steps: usize) {
+    run_steps_on(Mount::new(block_size, latency), seed, steps);
+}
+
+fn run_steps_on(mut mount: Mount, seed: u64, steps: usize) {
     let mut rng = StdRng::seed_from_u64(seed);
-    let mut mount = Mount::new(block_size, latency);
+    let block_size = mount.fs.store.block_size();
     let free = mount.fs.stat_fs().free;
     let names = ["a", "b", "c"];
     let mut files: Vec<(InodeId, Vec<u8>, u64)> = names

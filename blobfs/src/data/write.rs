@@ -11,6 +11,7 @@ use bdev::{Cursor, IoBuffers};
 use smallvec::SmallVec;
 
 use super::arena::Slot;
+use super::extent::Piece;
 use super::load::LOAD_PAGES;
 use super::log::LOGGED_MAX;
 use super::pages::PageState;
@@ -31,6 +32,8 @@ enum Need {
     Growth(u64),
     /// A logged page that would need more blocks has to be written first.
     WriteBack(u64),
+    /// A page must not change before its write has ended.
+    EndOfWrite(u64),
     /// Too much is dirty, or no slot is to be had.
     Relief,
     /// The store.
@@ -260,6 +263,11 @@ impl Fs {
                         inode.data.changed().await;
                     }
                 }
+                Err(Need::EndOfWrite(page)) => {
+                    if inode.data.pages.borrow().get(page).writing {
+                        inode.data.changed().await;
+                    }
+                }
                 Err(Need::Growth(size)) => Box::pin(self.prepare_growth(inode, size)).await?,
                 Err(Need::WriteBack(page)) => self.write_back(inode, page..page + 1).await?,
                 Err(Need::Relief) => self.relief().await,
@@ -338,6 +346,9 @@ impl Fs {
             if !state.loaded && (state.slot.is_some() || !fresh) {
                 return Err(Need::Load(page));
             }
+            if state.writing && self.store.has_data_sums() {
+                return Err(Need::EndOfWrite(page));
+            }
             let reserve = self.lacking(inode, page, &state)?;
             if reserve > 0 && state.logged {
                 return Err(Need::WriteBack(page));
@@ -349,6 +360,9 @@ impl Fs {
 
     /// Blocks that a page needs, before it changes, beyond those that it has or that are reserved for it.
     fn lacking(&self, inode: &Inode, page: u64, state: &PageState) -> Try<u64> {
+        if self.store.has_data_sums() {
+            return self.lacking_anew(inode, page, state);
+        }
         let one_block = self.cache.page_size() == u64::from(self.store.block_size());
         if state.mapped || one_block && (state.dirty || state.writing) {
             return Ok(0);
@@ -357,6 +371,21 @@ impl Fs {
         // those behind the end of the file.
         let reserved = state.slot.map_or(0, |slot| self.cache.reserved_for(slot));
         Ok(self.holes(inode, page)?.saturating_sub(reserved))
+    }
+
+    /// The same where mapped blocks are not overwritten.
+    fn lacking_anew(&self, inode: &Inode, page: u64, state: &PageState) -> Try<u64> {
+        let per_page = self.cache.page_size() / u64::from(self.store.block_size());
+        let reserved = state.slot.map_or(0, |slot| self.cache.reserved_for(slot));
+        if reserved >= per_page {
+            return Ok(0);
+        }
+        // Blocks that are being written now will be mapped.
+        let needed = match state.writing {
+            true => per_page,
+            false => self.blocks_of(inode, page, |piece| self.is_written_anew(piece))?,
+        };
+        Ok(needed.saturating_sub(reserved))
     }
 
     /// Whether the last page, should it be dirty, has what it needs once the file is longer.
@@ -370,6 +399,11 @@ impl Fs {
 
     /// Blocks of a page that are not mapped.
     fn holes(&self, inode: &Inode, page: u64) -> Try<u64> {
+        self.blocks_of(inode, page, |piece| piece.stored.is_none())
+    }
+
+    /// Blocks of a page that are in pieces of some kind; those of holes are.
+    fn blocks_of(&self, inode: &Inode, page: u64, counts: impl Fn(&Piece) -> bool) -> Try<u64> {
         let per_page = self.cache.page_size() / u64::from(self.store.block_size());
         let (map, blocks) = {
             let live = inode.live.borrow();
@@ -379,7 +413,7 @@ impl Fs {
             return Ok(per_page);
         }
         let pieces = self.pieces(map, page * per_page..(page + 1) * per_page)?;
-        Ok(pieces.iter().filter(|piece| piece.stored.is_none()).map(|piece| piece.count).sum())
+        Ok(pieces.iter().filter(|piece| counts(piece)).map(|piece| piece.count).sum())
     }
 
     /// Gives the new pages of a plan their slots, all or none, with zeros around `bytes`.

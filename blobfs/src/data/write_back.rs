@@ -4,7 +4,8 @@
 //! are under way together, then transactions map the blocks and move the stored size. A batch is a task of
 //! its own, so that it ends as a whole whoever waits for it.
 //!
-//! A page may change while it is being written: it is dirty again then, and written again.
+//! A page may change while it is being written: it is dirty again then, and written again. Where blocks have
+//! checksums it may not (`sums`).
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -16,13 +17,14 @@ use reactor::JoinHandle;
 use reactor::sync::join_all;
 
 use super::arena::Slot;
-use super::extent::Stored;
+use super::extent::{Remap, Stored};
 use super::load::joined;
 use super::pages::{PageMap, PageState};
 use super::range_lock::{Mode, RangeGuard};
+use super::sums::GROUP_CHANGE_LEN;
 use crate::error::{FsError, Try};
 use crate::fs::{Fs, Inode};
-use crate::ondisk::{ExtentFlags, InodeFlags, InodeItem, Key};
+use crate::ondisk::{ExtentFlags, InodeFlags, InodeItem, Key, SUM_GROUP_BLOCKS};
 use crate::store::{Allocation, Reservation};
 use crate::txn::{Origin, Txn};
 use crate::units::{BlockAddr, BlockRange, MapId};
@@ -40,18 +42,29 @@ const BATCHES_AT_ONCE: usize = 4;
 /// Mappings per transaction, at most: more would not save anything.
 const MAPPINGS_PER_TXN: usize = 32;
 
-/// Bytes that a mapping takes in a transaction, at most: an allocated range, an extent and its neighbours.
-const MAPPING_LEN: usize = 192;
+/// Bytes that a mapping takes in a transaction, at most, without checksums: an allocated and a freed range, an extent
+/// and its neighbours.
+const MAPPING_LEN: usize = 256;
 
 /// Files that are written at the same time when everything is.
 pub(super) const FILES_AT_ONCE: usize = 32;
 
-/// Blocks that hold data now and enter the tree next.
+/// Blocks that hold data now and enter the tree next, with their checksums if the file system has such.
 pub(super) enum Mapping {
-    /// New blocks for the file blocks from `start` on.
-    Fresh { start: u64, allocation: Allocation },
+    /// New blocks for the file blocks from `start` on, in place of those that are there.
+    Fresh { start: u64, allocation: Allocation, sums: Vec<u32> },
     /// Blocks that were allocated ahead.
-    Written { start: u64, range: BlockRange },
+    Written { start: u64, range: BlockRange, sums: Vec<u32> },
+}
+
+impl Mapping {
+    /// The first file block, the blocks, and their checksums.
+    fn parts(&self) -> (u64, BlockRange, &[u32]) {
+        match self {
+            Self::Fresh { start, allocation, sums } => (*start, allocation.range(), sums),
+            Self::Written { start, range, sums } => (*start, *range, sums),
+        }
+    }
 }
 
 /// Pages under way.
@@ -392,31 +405,52 @@ impl Fs {
         let part = |start: u64, count: u64| {
             buffers.slice(((start - blocks.start) * block) as usize, (count * block) as usize)
         };
+        let most = self.mapping_blocks_max();
         for piece in pieces {
-            match piece.stored {
-                Some(Stored { addr, unwritten }) => {
-                    self.queue_writes(addr, part(piece.start, piece.count), writes);
-                    if unwritten {
-                        let range = BlockRange::new(addr, piece.count as u32);
-                        mappings.push(Mapping::Written { start: piece.start, range });
+            if let Some(Stored { addr, unwritten: false }) = piece.stored
+                && !self.is_written_anew(&piece)
+            {
+                self.queue_writes(addr, part(piece.start, piece.count), writes);
+                continue;
+            }
+            let (mut at, end) = (piece.start, piece.start + piece.count);
+            while at < end {
+                let want = (end - at).min(most);
+                let ahead = piece.stored.filter(|stored| stored.unwritten);
+                let (range, allocation) = match ahead {
+                    Some(stored) => {
+                        let addr = BlockAddr(stored.addr.0 + (at - piece.start));
+                        (BlockRange::new(addr, want as u32), None)
                     }
-                }
-                None => {
-                    let mut at = piece.start;
-                    while at < piece.start + piece.count {
-                        let want = piece.start + piece.count - at;
+                    None => {
                         self.ensure_reserved(reservation, want).await?;
                         let goal = self.goal(inode, at, mappings).await?;
                         let allocation = self.allocate(reservation, goal, want as u32).await?;
-                        let range = allocation.range();
-                        self.queue_writes(range.start, part(at, u64::from(range.count)), writes);
-                        mappings.push(Mapping::Fresh { start: at, allocation });
-                        at += u64::from(range.count);
+                        (allocation.range(), Some(allocation))
                     }
-                }
+                };
+                let bytes = part(at, u64::from(range.count));
+                let (start, sums) = (at, self.sums_of(&bytes));
+                self.queue_writes(range.start, bytes, writes);
+                mappings.push(match allocation {
+                    Some(allocation) => Mapping::Fresh { start, allocation, sums },
+                    None => Mapping::Written { start, range, sums },
+                });
+                at += u64::from(range.count);
             }
         }
         Ok(())
+    }
+
+    /// Blocks of a mapping, so many that a transaction has room for it.
+    fn mapping_blocks_max(&self) -> u64 {
+        match self.store.has_data_sums() {
+            true => {
+                let groups = (self.store.txn_len_max() / 2).saturating_sub(MAPPING_LEN) / GROUP_CHANGE_LEN;
+                groups.saturating_sub(2).max(1) as u64 * SUM_GROUP_BLOCKS
+            }
+            false => u64::MAX,
+        }
     }
 
     /// Where the next blocks of the file should lie: behind those before them.
@@ -437,7 +471,7 @@ impl Fs {
         start: u64,
         last: Option<&Mapping>,
     ) -> Try<Option<BlockAddr>> {
-        if let Some(Mapping::Fresh { start: before, allocation }) = last
+        if let Some(Mapping::Fresh { start: before, allocation, .. }) = last
             && before + u64::from(allocation.range().count) == start
         {
             return Ok(Some(allocation.range().end()));
@@ -503,13 +537,17 @@ impl Fs {
         }
     }
 
-    /// How many mappings go into one transaction: some fresh ones, then at most one of blocks that were
-    /// allocated ahead. Two of those may split the same extent, and a transaction sees extents as they were
-    /// before it.
+    /// How many mappings go into one transaction.
     fn first_part(&self, mappings: &[Mapping]) -> usize {
-        let most = (self.store.txn_len_max() / 2 / MAPPING_LEN).clamp(1, MAPPINGS_PER_TXN);
-        let written = mappings.iter().position(|mapping| matches!(mapping, Mapping::Written { .. }));
-        written.map_or(mappings.len(), |at| at + 1).min(most)
+        let mut room = self.store.txn_len_max() / 2;
+        let fits = |mapping: &&Mapping| {
+            let len = MAPPING_LEN + self.sums_len(u64::from(mapping.parts().1.count));
+            let fits = len <= room;
+            room = room.saturating_sub(len);
+            fits
+        };
+        let fitting = mappings.iter().take(MAPPINGS_PER_TXN).take_while(fits).count();
+        fitting.max(1).min(mappings.len())
     }
 
     fn commit_some(&self, inode: &Rc<Inode>, mappings: &[Mapping], size: Option<u64>) -> Try<()> {
@@ -530,28 +568,31 @@ impl Fs {
         self.commit_item(&mut txn, inode, item)
     }
 
-    /// Adds mappings to a transaction.
+    /// Adds mappings to a transaction. Blocks that were mapped before are free then.
     pub(super) fn add_mappings<'a>(
         &self,
         txn: &mut Txn,
         item: &mut InodeItem,
         mappings: impl IntoIterator<Item = &'a Mapping>,
     ) -> Try<()> {
+        let mut remap = Remap::new(self, item.map);
+        let mut sums = Vec::new();
         for mapping in mappings {
+            let (start, range, of_mapping) = mapping.parts();
+            let blocks = start..start + u64::from(range.count);
             match mapping {
-                Mapping::Written { start, range } => {
-                    self.unmap(txn, item.map, &(*start..start + u64::from(range.count)), false)?;
-                    self.map(txn, item.map, *start, *range, ExtentFlags::empty())?;
-                }
-                Mapping::Fresh { start, allocation } => {
-                    let range = allocation.range();
+                Mapping::Written { .. } => drop(remap.unmap(&blocks, false)?),
+                Mapping::Fresh { .. } => {
+                    let replaced = remap.unmap(&blocks, true)?;
                     txn.alloc(range);
-                    self.map(txn, item.map, *start, range, ExtentFlags::empty())?;
-                    item.blocks += u64::from(range.count);
+                    item.blocks = (item.blocks + u64::from(range.count)).saturating_sub(replaced);
                 }
             }
+            remap.map(start, range, ExtentFlags::empty())?;
+            sums.push((start, of_mapping));
         }
-        Ok(())
+        remap.finish(txn);
+        self.put_sums(txn, item.map, sums.into_iter())
     }
 }
 

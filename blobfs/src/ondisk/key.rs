@@ -30,7 +30,7 @@ pub enum Kind {
     Xattr = 0x70,
     /// Owner = map, offset = file block: an extent.
     Extent = 0x80,
-    /// Owner = map, offset = file block: data checksums (later).
+    /// Owner = map, offset = first file block of a group: checksums of the group's blocks.
     Checksum = 0x88,
 }
 
@@ -110,6 +110,11 @@ impl Key {
     /// Key of the extent that starts at `file_block`.
     pub fn extent(map: MapId, file_block: u64) -> Self {
         Self::new(map.0, Kind::Extent, file_block)
+    }
+
+    /// Key of the checksums of the group that begins at `file_block`.
+    pub fn sums(map: MapId, file_block: u64) -> Self {
+        Self::new(map.0, Kind::Checksum, file_block)
     }
 
     /// Key of an orphan.

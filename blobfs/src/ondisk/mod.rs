@@ -9,6 +9,7 @@ mod item;
 pub mod journal;
 mod key;
 pub mod node;
+mod sums;
 pub mod superblock;
 
 pub use item::{
@@ -16,6 +17,7 @@ pub use item::{
     encode_dirent, encode_xattr_inline, encode_xattr_stored,
 };
 pub use key::{Key, Kind, NAME_HASH_BITS, SLOT_BITS, name_hash};
+pub use sums::{SUM_GROUP_BLOCKS, SUM_GROUP_LEN, SumGroup, block_sum, sum_groups};
 
 /// CRC-32C (Castagnoli) of `bytes`: the checksum of everything on the device.
 pub(crate) fn crc32c(bytes: &[u8]) -> u32 {

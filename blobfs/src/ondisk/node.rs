@@ -33,7 +33,7 @@ pub const SLOT_LEN: usize = 24;
 pub const NODE_MAGIC: u32 = u32::from_le_bytes(*b"NODE");
 
 /// Longest value: with its slot it takes at most a third of what a node can hold.
-pub fn item_len_max(node_size: usize) -> usize {
+pub const fn item_len_max(node_size: usize) -> usize {
     (node_size - NODE_HEADER_LEN) / 3 - SLOT_LEN
 }
 

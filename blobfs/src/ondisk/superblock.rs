@@ -26,8 +26,11 @@ pub const FORMAT_VERSION: u32 = 3;
 /// Oldest version that is read. Version 2 has no logged data; its first checkpoint by this code makes it version 3.
 pub const FORMAT_VERSION_MIN: u32 = 2;
 
+/// Incompatible feature: every block of file data has a checksum in the tree.
+pub const INCOMPAT_DATA_SUMS: u64 = 1 << 0;
+
 /// Incompatible features that this code can mount.
-pub const INCOMPAT_KNOWN: u64 = 0;
+pub const INCOMPAT_KNOWN: u64 = INCOMPAT_DATA_SUMS;
 
 /// Features without which this code may still read, but not write.
 pub const RO_COMPAT_KNOWN: u64 = 0;
@@ -357,6 +360,11 @@ impl Superblock {
     pub fn group_blocks_max(&self) -> u32 {
         let bits = super::node::item_len_max(self.node_size as usize) as u32 * 8;
         1 << bits.ilog2()
+    }
+
+    /// Whether every block of file data has a checksum.
+    pub fn has_data_sums(&self) -> bool {
+        self.incompat & INCOMPAT_DATA_SUMS != 0
     }
 
     /// Bytes of the journal.

@@ -48,10 +48,14 @@ impl Logged {
     /// Does what a record says, if it is about logged data.
     ///
     /// # Errors
-    /// It names parts of blocks, or there would be more than the journal of `superblock` may hold.
+    /// It names parts of blocks, there would be more than the journal of `superblock` may hold, or blocks have
+    /// checksums, which such data would not agree with.
     pub(crate) fn apply(&mut self, superblock: &Superblock, record: &Record<'_>) -> Result<(), &'static str> {
         let is_whole = |offset: u64| offset.is_multiple_of(u64::from(superblock.block_size));
         match *record {
+            Record::Log { .. } if superblock.has_data_sums() => {
+                return Err("logs data of blocks with checksums");
+            }
             Record::Log { inode, offset, bytes } if is_whole(offset) && is_whole(bytes.len() as u64) => {
                 self.log(inode, offset, bytes);
             }

@@ -66,7 +66,7 @@ use crate::ondisk::chunk_map::CHUNK_NODES;
 use crate::ondisk::journal::{Record, TxnHeader};
 use crate::ondisk::node::{NODE_HEADER_LEN, SLOT_LEN};
 use crate::ondisk::superblock::Superblock;
-use crate::ondisk::{ExtentItem, FILE_SIZE_MAX, Key};
+use crate::ondisk::{ExtentItem, FILE_SIZE_MAX, Key, SUM_GROUP_LEN};
 use crate::txn::{Change, Txn};
 use crate::units::{BlockAddr, BlockRange, TxnSeq};
 
@@ -116,6 +116,9 @@ const GROUPS_TRIED_MAX: usize = 4;
 /// Shortest run of freed blocks that is worth a discard, in bytes. Picked: what file systems on the host
 /// allocate at a time; a flash page is smaller.
 const DISCARD_LEN_MIN: u64 = 64 * 1024;
+
+/// Bytes of nodes that the checksum of one block may take: an item of its own, if all others of its group are missing.
+const SUMS_SHARE_LEN: u64 = (SUM_GROUP_LEN + SLOT_LEN) as u64;
 
 /// Nodes that only shrinking transactions may use, so that a full device can still delete.
 pub(crate) fn reserve_nodes(superblock: &Superblock) -> usize {
@@ -309,6 +312,12 @@ impl Store {
     /// Bytes of a file system block.
     pub fn block_size(&self) -> u32 {
         self.superblock.block_size
+    }
+
+    /// Whether every block of file data has a checksum.
+    #[inline]
+    pub fn has_data_sums(&self) -> bool {
+        self.superblock.has_data_sums()
     }
 
     /// Largest value of an item in bytes. Larger things (attribute values, long symbolic links on tiny
@@ -832,10 +841,14 @@ impl Store {
     }
 
     /// Free blocks that data must leave to metadata while `promised` blocks are still to be mapped: what the
-    /// reserve of nodes lacks, and a node entry or two for each extent of a block.
+    /// reserve of nodes lacks, a node entry or two for each extent of a block, and its checksum.
     fn headroom(&self, promised: u64) -> u64 {
         let lacking = (2 * self.reserve_nodes as i64 - self.slack()).max(0) as u64;
-        lacking * self.superblock.node_blocks() + promised / 32
+        let sums = match self.has_data_sums() {
+            true => promised.saturating_mul(SUMS_SHARE_LEN) / u64::from(self.block_size()),
+            false => 0,
+        };
+        (lacking * self.superblock.node_blocks()).saturating_add(promised / 32).saturating_add(sums)
     }
 
     /// Takes a run of 1 to `want` contiguous blocks out of a reservation, near `goal` when possible.

@@ -21,7 +21,8 @@ use crate::error::FsError;
 use crate::ondisk::Key;
 use crate::ondisk::chunk_map::CHUNK_NODES;
 use crate::ondisk::superblock::{
-    INCOMPAT_KNOWN, JournalTail, NodePtr, RESERVED_LEN, RO_COMPAT_KNOWN, Superblock, SuperblockError,
+    INCOMPAT_DATA_SUMS, INCOMPAT_KNOWN, JournalTail, NodePtr, RESERVED_LEN, RO_COMPAT_KNOWN, Superblock,
+    SuperblockError,
 };
 use crate::units::TxnSeq;
 
@@ -48,6 +49,8 @@ pub struct MkfsOptions {
     pub group_blocks: u32,
     /// Bytes of the journal.
     pub journal_size: u64,
+    /// Every block of file data gets a checksum.
+    pub data_checksum: bool,
 }
 
 impl Default for MkfsOptions {
@@ -62,6 +65,7 @@ impl Default for MkfsOptions {
             node_size: 0,
             group_blocks: 0,
             journal_size: 0,
+            data_checksum: false,
         }
     }
 }
@@ -203,7 +207,7 @@ fn geometry(size: u64, device_block: u32, options: &MkfsOptions) -> Result<Super
     let mut superblock = Superblock {
         compat: 0,
         ro_compat: 0,
-        incompat: 0,
+        incompat: if options.data_checksum { INCOMPAT_DATA_SUMS } else { 0 },
         uuid: options.uuid,
         label,
         block_size,

@@ -11,9 +11,9 @@ use std::time::Duration;
 use bdev::Bdev;
 use bdev::sim::{CrashChoice, SimDisk};
 use blobfs::Fs;
-use blobfs::check::check;
+use blobfs::check::{Finding, check};
 use blobfs::fs::MountOptions;
-use blobfs::ondisk::superblock::{FORMAT_VERSION, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS};
+use blobfs::ondisk::superblock::{FORMAT_VERSION, INCOMPAT_DATA_SUMS, SUPERBLOCK_LEN, SUPERBLOCK_OFFSETS};
 use blobfs::store::{MkfsOptions, OpenOptions, Store, mkfs};
 use contents::{Client, TIME, expected};
 use flate2::Compression;
@@ -23,6 +23,9 @@ use reactor::{Reactor, VirtualClock};
 
 /// Oldest version that is supported.
 const VERSION_OLDEST: u32 = 2;
+
+/// Oldest version with checksums of file data.
+const VERSION_WITH_SUMS: u32 = 3;
 
 /// Bytes of an image and of its blocks.
 const SIZE: u64 = 1 << 20;
@@ -37,12 +40,16 @@ enum State {
 
 const STATES: [State; 2] = [State::Clean, State::Journal];
 
-fn path(version: u32, state: State) -> PathBuf {
+/// Whether the blocks of an image have checksums.
+const SUMS: [bool; 2] = [false, true];
+
+fn path(version: u32, sums: bool, state: State) -> PathBuf {
+    let sums = if sums { "-sums" } else { "" };
     let state = match state {
         State::Clean => "clean",
         State::Journal => "journal",
     };
-    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/v{version}-{state}.img.gz"))
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/v{version}{sums}-{state}.img.gz"))
 }
 
 fn reactor() -> Rc<Reactor> {
@@ -77,7 +84,7 @@ fn mount(disk: &Rc<SimDisk>, reactor: &Rc<Reactor>) -> Client {
 }
 
 /// An image as this code writes it.
-fn make(state: State) -> Rc<SimDisk> {
+fn make(sums: bool, state: State) -> Rc<SimDisk> {
     let reactor = reactor();
     let disk = SimDisk::new(SIZE, BLOCK, 1);
     let bdev: Rc<dyn Bdev> = disk.clone();
@@ -89,6 +96,7 @@ fn make(state: State) -> Rc<SimDisk> {
         node_size: 1024,
         group_blocks: 512,
         journal_size: 64 << 10,
+        data_checksum: sums,
         ..MkfsOptions::default()
     };
     reactor.block_on(async move { mkfs(&bdev, &options).await }).unwrap();
@@ -139,23 +147,32 @@ fn verify(disk: &Rc<SimDisk>, state: State) {
 #[test]
 fn images_of_every_version_hold_what_they_held() {
     if std::env::var_os("UPDATE_GOLDEN").is_some() {
-        for state in STATES {
-            save(&make(state), &path(FORMAT_VERSION, state));
+        for (sums, state) in kinds() {
+            save(&make(sums, state), &path(FORMAT_VERSION, sums, state));
         }
     }
     for version in VERSION_OLDEST..=FORMAT_VERSION {
-        for state in STATES {
-            verify(&load(&path(version, state)), state);
+        for (sums, state) in kinds().filter(|(sums, _)| !sums || version >= VERSION_WITH_SUMS) {
+            verify(&load(&path(version, sums, state)), state);
         }
     }
 }
 
+fn kinds() -> impl Iterator<Item = (bool, State)> {
+    SUMS.into_iter().flat_map(|sums| STATES.map(|state| (sums, state)))
+}
+
 /// Makes both copies of the superblock state another version of the format.
 fn set_version(disk: &SimDisk, version: u32) {
+    set_bytes(disk, 12, &version.to_le_bytes());
+}
+
+/// Changes bytes of both copies of the superblock.
+fn set_bytes(disk: &SimDisk, at: usize, bytes: &[u8]) {
     for offset in SUPERBLOCK_OFFSETS {
         let mut copy = [0; SUPERBLOCK_LEN];
         disk.peek(offset, &mut copy);
-        copy[12..16].copy_from_slice(&version.to_le_bytes());
+        copy[at..at + bytes.len()].copy_from_slice(bytes);
         let crc = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, &copy[12..]) as u32;
         copy[8..12].copy_from_slice(&crc.to_le_bytes());
         disk.poke(offset, &copy);
@@ -165,7 +182,7 @@ fn set_version(disk: &SimDisk, version: u32) {
 #[test]
 fn images_of_other_versions_are_left_alone_and_the_versions_named() {
     for version in [VERSION_OLDEST - 1, FORMAT_VERSION + 1] {
-        let disk = load(&path(FORMAT_VERSION, State::Clean));
+        let disk = load(&path(FORMAT_VERSION, false, State::Clean));
         set_version(&disk, version);
         let writes = disk.writes();
         let (bdev, reactor): (Rc<dyn Bdev>, _) = (disk.clone(), reactor());
@@ -184,7 +201,27 @@ fn images_of_other_versions_are_left_alone_and_the_versions_named() {
 
 #[test]
 fn what_is_written_today_holds_the_same() {
-    for state in STATES {
-        verify(&make(state), state);
+    for (sums, state) in kinds() {
+        verify(&make(sums, state), state);
     }
+}
+
+/// The bit in the superblock is all that says so: without it the checksums are items that do not belong there, and
+/// with one more the image is that of a later version.
+#[test]
+fn checksums_are_a_feature_that_code_without_it_refuses() {
+    let check_with = |features: u64| {
+        let disk = load(&path(FORMAT_VERSION, true, State::Clean));
+        let mut stored = [0; 8];
+        disk.peek(SUPERBLOCK_OFFSETS[0] + 32, &mut stored);
+        assert_eq!(stored, INCOMPAT_DATA_SUMS.to_le_bytes());
+        set_bytes(&disk, 32, &features.to_le_bytes());
+        let bdev: Rc<dyn Bdev> = disk;
+        reactor().block_on(async move { check(&bdev).await })
+    };
+    let findings = check_with(0).unwrap().findings;
+    assert!(findings.iter().all(|finding| matches!(finding, Finding::Checksums { .. })), "{findings:?}");
+    assert!(!findings.is_empty());
+    let refused = check_with(INCOMPAT_DATA_SUMS | 2).unwrap_err();
+    assert_eq!(refused.to_string(), "unknown incompatible features 0x2");
 }

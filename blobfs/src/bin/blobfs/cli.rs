@@ -171,6 +171,13 @@ pub(crate) struct MkfsArgs {
     #[arg(long, value_name = "N", value_parser = parse_block_size)]
     pub(crate) block_size: Option<u32>,
 
+    /// Keep a checksum of each block of file data, and verify it whenever the block is read
+    ///
+    /// A block that does not have its checksum is an error for its reader and a line in the log, never wrong data.
+    /// Costs some speed, and room: no block is overwritten in place, so a full device refuses overwrites, too.
+    #[arg(long)]
+    pub(crate) data_checksum: bool,
+
     /// Format IMAGE although it holds something known
     #[arg(long)]
     pub(crate) force: bool,

@@ -26,6 +26,7 @@ struct Info {
     compatible_features: u64,
     readonly_features: u64,
     incompatible_features: u64,
+    data_checksums: bool,
     generation: u64,
     epoch: u64,
     last_transaction: u64,
@@ -52,6 +53,7 @@ impl From<&Superblock> for Info {
             compatible_features: superblock.compat,
             readonly_features: superblock.ro_compat,
             incompatible_features: superblock.incompat,
+            data_checksums: superblock.has_data_sums(),
             generation: superblock.generation,
             epoch: superblock.epoch,
             last_transaction: superblock.last_txn,
@@ -104,6 +106,7 @@ fn text(info: &Info) -> String {
                 info.compatible_features, info.readonly_features, info.incompatible_features
             ),
         ),
+        ("data checksums", if info.data_checksums { "CRC-32C of each block" } else { "none" }.to_owned()),
         ("checkpoint", format!("{}, up to transaction {}", info.generation, info.last_transaction)),
         ("epoch", info.epoch.to_string()),
         ("next inode", info.next_id.to_string()),

@@ -58,7 +58,13 @@ fn make(args: &MkfsArgs, image: &Image) -> Result<Superblock, Failure> {
     if !args.force {
         refuse_known_content(args, image)?;
     }
-    let options = MkfsOptions { size, label: args.label.clone(), block_size, ..default };
+    let options = MkfsOptions {
+        size,
+        label: args.label.clone(),
+        block_size,
+        data_checksum: args.data_checksum,
+        ..default
+    };
     let made = image.reactor.block_on(async move { store::mkfs(&device, &options).await });
     let superblock =
         made.map_err(|error| Failure::new(&args.image, error, "change the size or the options"))?;

@@ -14,7 +14,6 @@ fn items_that_cannot_be_are_found() {
     for kind in [Kind::Volume, Kind::RefCount, Kind::Quota] {
         assert_eq!(item(Key::new(0, kind, 1)), "a kind that this version does not have");
     }
-    assert_eq!(item(Key::new(3, Kind::Checksum, 1)), "a kind that this version does not have");
     assert_eq!(item(Key::new(3, Kind::Orphan, 3)), "the owner is wrong for this kind");
     assert_eq!(item(Key::new(0, Kind::Xattr, 300)), "the owner is wrong for this kind");
     assert_eq!(item(Key::new(3, Kind::Inode, 7)), "the offset is not 0");

@@ -15,6 +15,7 @@ use std::rc::Rc;
 use bdev::{AlignedBuf, IoBuffers, WriteFlags};
 
 use super::{Found, XATTR_SIZE_MAX, XattrMode, check_xattr, damaged, stays_in_item, xattr_flags};
+use crate::data::ReadBlocks;
 use crate::error::{FsError, Stop, Try};
 use crate::fs::{Context, Fs};
 use crate::ondisk::{ExtentFlags, ExtentItem, Key, encode_xattr_stored};
@@ -47,7 +48,14 @@ impl StoredValue {
 /// What has to be read to have a value.
 enum Located {
     Here(Vec<u8>),
-    Stored(StoredValue, Vec<(Key, ExtentItem)>),
+    Stored(StoredValue, Vec<(Key, ExtentItem)>, Vec<u32>),
+}
+
+/// A value on the device that no item names yet.
+struct Written {
+    allocations: Vec<Allocation>,
+    /// Checksums of its blocks, if the file system has such.
+    sums: Vec<u32>,
 }
 
 impl Fs {
@@ -65,17 +73,28 @@ impl Fs {
         let _io = self.store.begin_io();
         let found = self.run(|fs| match fs.xattr(inode, name)?.ok_or(FsError::NoAttribute)? {
             Found::Here(value) => Ok(Located::Here(value)),
-            Found::Stored(stored) => Ok(Located::Stored(stored, fs.stored_extents(&stored)?)),
+            Found::Stored(stored) => {
+                let sums = fs.sums(stored.map, &(0..fs.value_blocks(&stored)))?;
+                Ok(Located::Stored(stored, fs.stored_extents(&stored)?, sums))
+            }
         });
-        let (stored, extents) = match found.await? {
+        let (stored, extents, sums) = match found.await? {
             Located::Here(value) => return Ok(value),
-            Located::Stored(stored, extents) => (stored, extents),
+            Located::Stored(stored, extents, sums) => (stored, extents, sums),
         };
         let mut value = Vec::with_capacity(stored.len());
-        for (_, extent) in extents {
+        for (key, extent) in extents {
             let bytes = extent.device_range().bytes(self.store.block_size());
             let buf = Rc::new(AlignedBuf::zeroed((bytes.end - bytes.start) as usize, BUFFER_ALIGN));
             self.store.bdev().read(bytes.start, IoBuffers::from_aligned(&buf)).await?;
+            self.verify(&ReadBlocks {
+                inode,
+                xattr: true,
+                start: key.offset,
+                addr: extent.device_range().start,
+                bytes: &IoBuffers::from_aligned(&buf),
+                sums: sums.get(key.offset as usize..).unwrap_or_default(),
+            })?;
             value.extend_from_slice(&buf);
         }
         value.truncate(stored.len());
@@ -111,7 +130,8 @@ impl Fs {
                 if exists {
                     fs.drop_stored(&mut txn, inode, &key)?;
                 }
-                map_value(&mut txn, map, &written);
+                map_value(&mut txn, map, &written.allocations);
+                fs.put_sums(&mut txn, map, std::iter::once((0, written.sums.as_slice())))?;
                 txn.put_with(key, |out| encode_xattr_stored(name, map, value.len() as u32, out));
                 let mut item = target.stored_item();
                 item.flags |= xattr_flags(name);
@@ -120,19 +140,19 @@ impl Fs {
             .await;
         // On a tiny geometry a value in many pieces may fit no transaction.
         committed.map_err(|error| if error == FsError::TooBig { FsError::NoSpace } else { error })?;
-        written.into_iter().for_each(Allocation::committed);
+        written.allocations.into_iter().for_each(Allocation::committed);
         Ok(())
     }
 
     /// Writes a value to free blocks, which stay free if they are not mapped.
-    async fn write_value(self: &Rc<Self>, value: &[u8]) -> Result<Vec<Allocation>, FsError> {
+    async fn write_value(self: &Rc<Self>, value: &[u8]) -> Result<Written, FsError> {
         let block = self.store.block_size() as usize;
         let blocks = value.len().div_ceil(block);
         let mut buf = AlignedBuf::zeroed(blocks * block, BUFFER_ALIGN);
         buf[..value.len()].copy_from_slice(value);
         let src = IoBuffers::from_aligned(&Rc::new(buf));
         let mut reservation = self.run(|fs| fs.store.reserve(blocks as u64)).await?;
-        let mut written = Vec::new();
+        let mut allocations = Vec::new();
         let mut done = 0;
         while done < src.len() {
             let want = ((src.len() - done) / block) as u32;
@@ -148,15 +168,19 @@ impl Fs {
             let io = self.store.begin_write();
             self.store.bdev().write(bytes.start, src.slice(done, len), WriteFlags::NONE).await?;
             drop(io);
-            written.push(allocation);
+            allocations.push(allocation);
             done += len;
         }
-        Ok(written)
+        Ok(Written { allocations, sums: self.sums_of(&src) })
+    }
+
+    fn value_blocks(&self, stored: &StoredValue) -> u64 {
+        u64::from(stored.size).div_ceil(u64::from(self.store.block_size()))
     }
 
     /// The extents of a value: without gaps, and as long as it.
     pub(super) fn stored_extents(&self, stored: &StoredValue) -> Try<Vec<(Key, ExtentItem)>> {
-        let blocks = u64::from(stored.size).div_ceil(u64::from(self.store.block_size()));
+        let blocks = self.value_blocks(stored);
         let mut extents = Vec::new();
         let mut end = 0;
         let mut damage = false;
@@ -179,13 +203,13 @@ impl Fs {
         Ok(extents)
     }
 
-    /// Adds the removal of a value's extents to `txn`.
+    /// Adds the removal of a value's extents and checksums to `txn`.
     pub(super) fn free_stored(&self, txn: &mut Txn, stored: &StoredValue) -> Try<()> {
         for (key, extent) in self.stored_extents(stored)? {
             txn.delete(key);
             txn.free(extent.device_range());
         }
-        Ok(())
+        self.clear_sums(txn, stored.map, &(0..u64::MAX))
     }
 }
 
