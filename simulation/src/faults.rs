@@ -1,18 +1,20 @@
 //! Devices that fail: an error at each operation in turn, or a device that dies. The file system says so, and
 //! either goes on or turns read-only; after the next mount everything is there that was promised.
 
+use std::collections::BTreeSet;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use bdev::sim::{CrashChoice, Effect, Fault, Image, OpKind, SimDisk};
 use blobfs::FsError;
+use blobfs::units::InodeId;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::crash::{Explorer, Seen};
 use crate::operation::{Generator, Operation, Profile};
-use crate::oracle::State;
-use crate::promise::Promise;
+use crate::oracle::{Content, Node, State, Step};
+use crate::promise::{Promise, cut};
 use crate::sequences::base;
 use crate::workload::{Log, Workload};
 use crate::world::{Geometry, World, fsck};
@@ -104,8 +106,14 @@ pub(crate) fn random(geometry: Geometry, seed: u64, seen: Arc<Seen>) -> Result<(
 
 /// A random workload on a device that says nothing of a fault: a write is lost, goes elsewhere, or stays in the cache
 /// behind flushes. Nothing can be promised then but that every call comes to its end, and that nothing panics: here,
-/// at a check and a mount of what is left, and of what a power cut leaves of that.
+/// at a check and a mount of what is left, and of what a power cut leaves of that. Where blocks have checksums, also that
+/// no file ever shows what it never held.
 pub(crate) fn silent(geometry: Geometry, seed: u64) -> Result<(), String> {
+    silent_as(geometry, geometry.sums, seed)
+}
+
+/// The same; `judge`: whether what files show is compared.
+fn silent_as(geometry: Geometry, judge: bool, seed: u64) -> Result<(), String> {
     const OPERATIONS: usize = 40;
     let mut rng = SmallRng::seed_from_u64(seed);
     let kinds = [OpKind::Write, OpKind::Write, OpKind::Read, OpKind::Flush];
@@ -123,18 +131,56 @@ pub(crate) fn silent(geometry: Geometry, seed: u64) -> Result<(), String> {
         let operation = Generator { rng: &mut rng, state: workload.state(), profile }.draw();
         // What differs from the oracle may be the device's doing.
         if workload.attempt(&operation).is_err() {
+            let mut state = workload.state().clone();
+            // It may have been done as a whole, in part or not.
+            let step = Step { number: 0, now: workload.world.now(), made: None, written: None };
+            if state.apply(&operation, &step).is_ok() {
+                workload.log.states.push(state);
+            }
             break;
         }
     }
+    show_nothing_wrong(judge, &workload.world, &workload.log)?;
     let cut = disk.crash(CrashChoice::Random { seed: rng.random() });
     drop(workload.world.unmount());
-    drop(workload);
+    let Workload { world, log } = workload;
+    drop(world);
     for disk in [disk, cut] {
         disk.clear_faults();
         drop(fsck(&disk));
         if let Ok(world) = World::mount_older(&disk, &geometry, 1_000) {
             drop(world.walk(&[]));
+            show_nothing_wrong(judge, &world, &log)?;
             drop(world.unmount());
+        }
+    }
+    Ok(())
+}
+
+/// A file cannot be read, or every sector holds what it held at some time, of which the
+/// end may have been cut off.
+fn show_nothing_wrong(judge: bool, world: &World, log: &Log) -> Result<(), String> {
+    if !judge {
+        return Ok(());
+    }
+    let ids: BTreeSet<InodeId> = log.states.iter().flat_map(|state| state.nodes.keys().copied()).collect();
+    for id in ids {
+        let mut versions: Vec<&Rc<Node>> =
+            log.states.iter().filter_map(|state| state.nodes.get(&id)).collect();
+        versions.dedup_by(|a, b| Rc::ptr_eq(a, b));
+        let Some(last) = versions.last().filter(|node| node.content().is_some()) else { continue };
+        let Ok(found) = world.content(id) else { continue };
+        let mut ends: Vec<u64> = last.changes.truncations.iter().map(|(_, size)| *size).collect();
+        ends.push(u64::MAX);
+        let contents: Vec<&Content> = versions.iter().filter_map(|node| node.content()).collect();
+        let held = |number: u64| {
+            contents.iter().any(|content| {
+                let sector = content.sector(number);
+                ends.iter().any(|end| cut(sector, number, (*end).min(found.size)) == *found.sector(number))
+            })
+        };
+        if let Some(number) = found.stored().find(|number| !held(*number)) {
+            return Err(format!("inode {id} shows in sector {number} what it never held"));
         }
     }
     Ok(())
@@ -248,6 +294,21 @@ mod tests {
         for seed in 0..200 {
             silent(Geometry::ALL[seed as usize % 3], seed).unwrap();
         }
+    }
+
+    #[test]
+    fn a_device_that_lies_never_has_wrong_bytes_shown_where_blocks_have_checksums() {
+        for seed in 0..300 {
+            let geometry = [Geometry::TINY_SUMS, Geometry::PAGE_SUMS][seed as usize % 2];
+            silent(geometry, seed).unwrap_or_else(|problem| panic!("seed {seed}: {problem}"));
+        }
+    }
+
+    /// What the test above counts on: without checksums such a device does show wrong bytes.
+    #[test]
+    fn a_device_that_lies_has_wrong_bytes_shown_where_blocks_have_none() {
+        let wrong = (0..300).filter(|seed| silent_as(Geometry::TINY, true, *seed).is_err()).count();
+        assert!(wrong > 0);
     }
 
     #[test]

@@ -21,6 +21,7 @@ const GEOMETRY: Geometry = Geometry {
     journal: 1 << 20,
     dirty: 8 << 20,
     pages: 1024,
+    sums: false,
 };
 
 const DIRECTORIES: usize = 20;

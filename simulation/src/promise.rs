@@ -210,7 +210,7 @@ impl Versions {
 }
 
 /// A sector of a file that ends at `limit`.
-fn cut(sector: &Sector, number: u64, limit: u64) -> Sector {
+pub(crate) fn cut(sector: &Sector, number: u64, limit: u64) -> Sector {
     let mut sector = *sector;
     let kept = limit.saturating_sub(number * SECTOR).min(SECTOR) as usize;
     sector[kept..].fill(0);

@@ -39,6 +39,8 @@ pub(crate) struct Geometry {
     pub(crate) dirty: usize,
     /// Pages of the data cache: so few that they are written back and evicted all the time.
     pub(crate) pages: usize,
+    /// Blocks have checksums.
+    pub(crate) sums: bool,
 }
 
 impl Geometry {
@@ -50,6 +52,7 @@ impl Geometry {
         journal: 64 << 10,
         dirty: 96 << 10,
         pages: 24,
+        sums: false,
     };
     /// Blocks of several sectors, which a power cut tears.
     pub(crate) const TORN: Self = Self { device: 2 << 20, block: 2048, node: 2048, ..Self::TINY };
@@ -61,10 +64,13 @@ impl Geometry {
         journal: 256 << 10,
         dirty: 256 << 10,
         pages: 32,
+        sums: false,
     };
-    pub(crate) const ALL: [Self; 3] = [Self::TINY, Self::TORN, Self::PAGE];
+    pub(crate) const TINY_SUMS: Self = Self { sums: true, ..Self::TINY };
+    pub(crate) const PAGE_SUMS: Self = Self { sums: true, ..Self::PAGE };
+    pub(crate) const ALL: [Self; 5] = [Self::TINY, Self::TORN, Self::PAGE, Self::TINY_SUMS, Self::PAGE_SUMS];
     /// What the elements of [`Geometry::ALL`] are called.
-    pub(crate) const NAMES: [&'static str; 3] = ["tiny", "torn", "page"];
+    pub(crate) const NAMES: [&'static str; 5] = ["tiny", "torn", "page", "tiny-sums", "page-sums"];
 
     /// A disk with an empty file system that was mounted once, so that it has its root directory.
     pub(crate) fn format(&self, seed: u64) -> Rc<SimDisk> {
@@ -100,6 +106,7 @@ impl Geometry {
             node_size: self.node,
             group_blocks: 512,
             journal_size: self.journal,
+            data_checksum: self.sums,
             ..MkfsOptions::default()
         }
     }
