@@ -53,7 +53,7 @@ const HOST_TESTS: &[HostTest] = &[
         about: "the tests that `workspace` leaves out, as root or through sudo",
         run: as_root,
     },
-    HostTest { name: "crash", about: "power cuts on a simulated disk for 60 seconds, seed 7", run: crash },
+    HostTest { name: "crash", about: "power cuts on a simulated disk for 60 seconds, seed 1", run: crash },
     HostTest { name: "fuzz", about: "each fuzz target for 20 seconds on the kept inputs", run: fuzz_targets },
 ];
 
@@ -229,7 +229,7 @@ fn as_root() -> anyhow::Result<Counts> {
 
 /// The same seed in every run: a failure is the change's.
 fn crash() -> anyhow::Result<Counts> {
-    build::run_shown(crate::crash::simulation()?.args(["--seconds", "60", "--seed", "7"]))?;
+    build::run_shown(crate::crash::simulation()?.args(["--seconds", "60", "--seed", "1"]))?;
     Ok(Counts::ONE_PASSED)
 }
 

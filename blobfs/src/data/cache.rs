@@ -16,6 +16,7 @@ use bdev::Segment;
 use reactor::sync::Notify;
 
 use super::arena::{Arena, Slot};
+use super::load::LOAD_PAGES;
 use super::sums::Reports;
 use crate::error::FsError;
 use crate::fs::{Fs, Inode};
@@ -107,6 +108,13 @@ impl Cache {
         1 << self.page_shift
     }
 
+    /// Most bytes that one round of a write changes: its pages must find room beside what is dirty and what others
+    /// are loading, however small the cache is.
+    #[inline]
+    pub(super) fn round_bytes(&self) -> u64 {
+        LOAD_PAGES.min(u64::from(self.arena.slots() / 4).max(1)) << self.page_shift
+    }
+
     /// Pages that `bytes` touches.
     #[inline]
     pub(super) fn pages(&self, bytes: &Range<u64>) -> Range<u64> {
@@ -123,6 +131,11 @@ impl Cache {
     #[inline]
     pub(super) fn touch(&self, slot: Slot) {
         self.slots.borrow().owners[slot.0 as usize].referenced.set(true);
+    }
+
+    /// Gives back what a round took in vain. Nobody hears of it: there is no more to be had than before.
+    pub(super) fn return_slots(&self, slots: &[Slot]) {
+        self.slots.borrow_mut().free.extend_from_slice(slots);
     }
 
     /// Copies `bytes` of a file, whose pages are all loaded, into `dst`.
@@ -142,9 +155,9 @@ impl Cache {
 
 /// Slots.
 impl Fs {
-    /// A slot for a page of a file: free, or taken from a page that is clean. `None` when there is none now.
-    /// No file's page map may be borrowed.
-    pub(super) fn take_slot(&self, inode: InodeId, page: u64) -> Option<Slot> {
+    /// A slot for a page of a file: free, or taken from a page that is clean and none of the file's own `kept` ones.
+    /// `None` when there is none now. No file's page map may be borrowed.
+    pub(super) fn take_slot(&self, inode: InodeId, page: u64, kept: &Range<u64>) -> Option<Slot> {
         let cache = &self.cache;
         let owner = || Owner { inode, page, reserved: Cell::new(0), referenced: Cell::new(true) };
         let mut slots = cache.slots.borrow_mut();
@@ -155,20 +168,20 @@ impl Fs {
                 slots.owners.push(owner());
                 return Some(slot);
             }
-            None => self.evict_one(&mut slots)?,
+            None => self.evict_one(&mut slots, |owner| owner.inode == inode && kept.contains(&owner.page))?,
         };
         slots.owners[slot.0 as usize] = owner();
         Some(slot)
     }
 
-    fn evict_one(&self, slots: &mut Slots) -> Option<Slot> {
+    fn evict_one(&self, slots: &mut Slots, is_kept: impl Fn(&Owner) -> bool) -> Option<Slot> {
         let count = slots.owners.len();
         let inodes = self.inodes.borrow();
         for _ in 0..2 * count {
             let at = slots.hand;
             slots.hand = (at + 1) % count;
             let owner = &slots.owners[at];
-            if owner.referenced.replace(false) {
+            if owner.referenced.replace(false) || is_kept(owner) {
                 continue;
             }
             let Some(inode) = inodes.get(&owner.inode) else { continue };
@@ -311,6 +324,11 @@ impl Cache {
     /// Whether nothing is dirty.
     pub(super) fn is_clean(&self) -> bool {
         self.dirty.borrow().is_empty()
+    }
+
+    /// Whether any page is dirty or being written.
+    pub(super) fn has_unwritten(&self) -> bool {
+        self.unwritten.get() > 0
     }
 
     /// Enough is dirty that writing it should not wait for its time: a quarter.

@@ -104,7 +104,7 @@ impl Fs {
                 }
                 break;
             }
-            let Some(slot) = self.take_slot(inode.id, page) else { break };
+            let Some(slot) = self.take_slot(inode.id, page, &(0..0)) else { break };
             inode.data.pages.borrow_mut().insert(page, slot);
             taken.push((page, slot));
         }

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use reactor::sync::yield_now;
 
 use super::extent::{Piece, Remap};
-use super::range_lock::Mode;
+use super::range_lock::{Mode, RangeGuard};
 use super::sums::{GROUP_CHANGE_LEN, GROUP_DELETE_LEN};
 use super::write::Source;
 use crate::error::{Corruption, FsError, Try, Wait};
@@ -340,24 +340,27 @@ impl Fs {
             FallocateMode::PunchHole => self.zero_range(&ctx, &inode, offset..end).await,
             FallocateMode::Zero { keep_size } => {
                 self.zero_range(&ctx, &inode, offset..end).await?;
+                let _guard = self.prepare_range(&inode, &(offset..end), keep_size).await?;
                 self.allocate_range(&inode, offset..end, keep_size).await
             }
             FallocateMode::Allocate { keep_size } => {
+                let _guard = self.prepare_range(&inode, &(offset..end), keep_size).await?;
+                // Once, before the first transaction: a power cut may show the time of any of them.
+                self.note_write(&inode, 0, IoFlags::default());
                 self.allocate_range(&inode, offset..end, keep_size).await
             }
         }
     }
 
-    async fn allocate_range(
+    /// Makes a file ready for allocation in a range, and keeps others away from it.
+    async fn prepare_range(
         self: &Rc<Self>,
         inode: &Rc<Inode>,
-        bytes: Range<u64>,
+        bytes: &Range<u64>,
         keep_size: bool,
-    ) -> Result<(), FsError> {
-        let block = u64::from(self.store.block_size());
-        let blocks = bytes.start / block..bytes.end.div_ceil(block);
-        let pages = self.cache.pages(&bytes);
-        let _guard = loop {
+    ) -> Result<RangeGuard, FsError> {
+        let pages = self.cache.pages(bytes);
+        let guard = loop {
             self.move_to_blocks(inode).await?;
             self.cut_done(inode).await?;
             if !keep_size {
@@ -371,10 +374,26 @@ impl Fs {
             }
         };
         // Fails early when there is not enough.
-        drop(self.reserve_holes(inode, &blocks).await?);
-        let mut at = blocks.start;
-        while at < blocks.end {
-            at = self.allocate_hole(inode, at, blocks.end).await?;
+        drop(self.reserve_holes(inode, &self.blocks(bytes)).await?);
+        Ok(guard)
+    }
+
+    /// Blocks that `bytes` of a file touch.
+    fn blocks(&self, bytes: &Range<u64>) -> Range<u64> {
+        let block = u64::from(self.store.block_size());
+        bytes.start / block..bytes.end.div_ceil(block)
+    }
+
+    /// Allocates the holes of a range that has been prepared.
+    async fn allocate_range(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        bytes: Range<u64>,
+        keep_size: bool,
+    ) -> Result<(), FsError> {
+        let Range { start: mut at, end } = self.blocks(&bytes);
+        while at < end {
+            at = self.allocate_hole(inode, at, end).await?;
         }
         // Blocks that are allocated are no data that could be missing: the size may follow at once.
         self.run(|fs| {
@@ -383,8 +402,6 @@ impl Fs {
             if !keep_size {
                 item.size = item.size.max(bytes.end);
             }
-            item.mtime = fs.now();
-            item.ctime = item.mtime;
             let mut txn = Txn::new(Origin::default());
             txn.put_inode(inode.id, &item);
             fs.store.commit(&txn)?;
@@ -478,27 +495,27 @@ impl Fs {
             true => [bytes.start..whole.start * page_size, whole.end * page_size..bytes.end],
             false => [bytes.clone(), 0..0],
         };
+        inode.check_alive()?;
+        // Once, before the first transaction: a power cut may show the time of any of them.
+        self.note_write(inode, 0, IoFlags::default());
+        let flags = IoFlags { from_cache: true, ..IoFlags::default() };
         for edge in edges {
             let edge = edge.start..edge.end.min(size);
             if edge.start < edge.end && self.holds_data(inode, &edge).await? {
                 let len = edge.end - edge.start;
-                self.write_buffered(ctx, inode, edge.start, Source::Zeros, len, IoFlags::default()).await?;
+                self.write_buffered(ctx, inode, edge.start, Source::Zeros, len, flags).await?;
             }
         }
         if whole.start < whole.end {
             let _guard = self.lock_for_change(inode, whole.clone()).await?;
             inode.check_alive()?;
             self.drop_range(inode, &whole);
-            // Before the first transaction, which then has the time that is shown.
-            self.note_write(inode, 0, IoFlags::default());
             let per_page = page_size / u64::from(self.store.block_size());
             // In rounds, so that each fits a transaction however many extents there are.
             let mut left = whole.start * per_page..whole.end * per_page;
             while !left.is_empty() {
                 left = self.run(|fs| fs.punch_round(inode, &left)).await?;
             }
-        } else {
-            self.note_write(inode, 0, IoFlags::default());
         }
         Ok(())
     }
@@ -511,8 +528,7 @@ impl Fs {
         {
             return Ok(true);
         }
-        let block = u64::from(self.store.block_size());
-        let blocks = bytes.start / block..bytes.end.div_ceil(block);
+        let blocks = self.blocks(bytes);
         let pieces = self.run(|fs| fs.pieces(live.map, blocks.clone())).await?;
         Ok(pieces.iter().any(|piece| piece.stored.is_some()))
     }

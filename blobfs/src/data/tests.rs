@@ -6,6 +6,8 @@ mod device_errors;
 mod discards;
 mod log;
 mod sums;
+mod times;
+mod tiny_cache;
 
 use std::future::Future;
 use std::ops::Range;
@@ -64,15 +66,15 @@ impl Mount {
 
     fn open(reactor: Rc<Reactor>, disk: Rc<SimDisk>) -> Self {
         let device = disk.clone();
-        Self::on(reactor, disk, device)
+        Self::on(reactor, disk, device, MountOptions { cache_size: 0, ..MountOptions::default() })
     }
 
     /// On a device that leads to the disk.
-    fn on(reactor: Rc<Reactor>, disk: Rc<SimDisk>, device: Rc<dyn Bdev>) -> Self {
+    fn on(reactor: Rc<Reactor>, disk: Rc<SimDisk>, device: Rc<dyn Bdev>, options: MountOptions) -> Self {
         let at = reactor.clone();
         let fs = reactor.block_on(async move {
             let store = Store::open(device, at, OpenOptions::default()).await.unwrap();
-            Fs::mount(store, MountOptions { cache_size: 0, ..MountOptions::default() }).await.unwrap()
+            Fs::mount(store, options).await.unwrap()
         });
         let session = fs.open_session();
         let ctx = Context { session, request: 1, uid: 0, gid: 0, pid: 1, supplementary_gid: None };

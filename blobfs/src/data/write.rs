@@ -12,7 +12,6 @@ use smallvec::SmallVec;
 
 use super::arena::Slot;
 use super::extent::Piece;
-use super::load::LOAD_PAGES;
 use super::log::LOGGED_MAX;
 use super::pages::PageState;
 use super::range_lock::Mode;
@@ -90,7 +89,7 @@ impl Fs {
         }
         let inode = self.inodes.borrow().get(&inode)?.clone();
         let start = if flags.append { inode.live.borrow().size } else { offset };
-        if src.len() as u64 > LOAD_PAGES * self.cache.page_size() {
+        if src.len() as u64 > self.cache.round_bytes() {
             return None;
         }
         let bytes = start..start.checked_add(src.len() as u64)?;
@@ -148,8 +147,8 @@ impl Fs {
         }
     }
 
-    /// Writes `src` at the end of the file, in pieces if it is longer than a round. Gives the hull of what was
-    /// written, and how much that was.
+    /// Writes `src` at the end of the file, in pieces if it is longer than a round; the first one gives the file its
+    /// times. Gives the hull of what was written, and how much that was.
     async fn append(
         self: &Rc<Self>,
         ctx: &Context,
@@ -157,11 +156,12 @@ impl Fs {
         src: &IoBuffers,
         flags: IoFlags,
     ) -> Result<(Range<u64>, usize), FsError> {
-        let round = (LOAD_PAGES * self.cache.page_size()) as usize;
+        let round = self.cache.round_bytes() as usize;
         let mut hull = self.append_piece(ctx, inode, &src.slice(0, round), flags).await?;
         let mut done = (hull.end - hull.start) as usize;
         while done < src.len() {
             let piece = src.slice(done, round);
+            let flags = IoFlags { from_cache: true, ..flags };
             let Ok(bytes) = self.append_piece(ctx, inode, &piece, flags).await else { break };
             hull.end = bytes.end;
             done += piece.len();
@@ -198,7 +198,7 @@ impl Fs {
         Ok(bytes)
     }
 
-    /// Writes `len` bytes round by round.
+    /// Writes `len` bytes round by round; the first one gives the file its times.
     pub(super) async fn write_buffered(
         self: &Rc<Self>,
         ctx: &Context,
@@ -209,7 +209,7 @@ impl Fs {
         flags: IoFlags,
     ) -> Result<usize, FsError> {
         let end = offset.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX).ok_or(FsError::FileTooLarge)?;
-        let round = LOAD_PAGES * self.cache.page_size();
+        let round = self.cache.round_bytes();
         let mut at = offset;
         while at < end {
             let next = (at / round + 1).saturating_mul(round).min(end);
@@ -218,7 +218,7 @@ impl Fs {
                 Source::Zeros => None,
             };
             let source = part.as_ref().map_or(Source::Zeros, Source::Buffers);
-            let bytes = at..next;
+            let (bytes, flags) = (at..next, IoFlags { from_cache: flags.from_cache || at > offset, ..flags });
             match self.when_ready(inode, |fs| fs.write_round(ctx, inode, &bytes, source, flags)).await {
                 Ok(()) => at = next,
                 Err(_) if at > offset => break,
@@ -422,21 +422,15 @@ impl Fs {
             return Ok(());
         }
         let mut taken: SmallVec<[Slot; 4]> = SmallVec::new();
-        plan.iter().filter_map(|target| target.slot).for_each(|slot| self.cache.touch(slot));
-        let absent = plan.iter().filter(|target| target.slot.is_none());
-        let complete = absent.map(|target| self.take_slot(inode.id, target.page)).all(|slot| {
-            taken.extend(slot);
-            slot.is_some()
-        });
-        let mut pages = inode.data.pages.borrow_mut();
-        // One of the plan's own pages may have been given away for another.
-        let lost = plan.iter().find(|target| target.slot.is_some() && pages.get(target.page).slot.is_none());
-        if let Some(need) = lost.map(|target| Need::Load(target.page)).or((!complete).then_some(Need::Relief))
-        {
-            drop(pages);
-            taken.into_iter().for_each(|slot| self.free_slot(slot));
-            return Err(need);
+        let pages = self.cache.pages(bytes);
+        for target in plan.iter().filter(|target| target.slot.is_none()) {
+            let Some(slot) = self.take_slot(inode.id, target.page, &pages) else {
+                self.cache.return_slots(&taken);
+                return Err(Need::Relief);
+            };
+            taken.push(slot);
         }
+        let mut pages = inode.data.pages.borrow_mut();
         for (target, slot) in plan.iter_mut().filter(|target| target.slot.is_none()).zip(taken) {
             let (memory, covered) = (self.cache.memory(slot), self.inside(target.page, bytes));
             memory.slice(0, covered.start).zero();

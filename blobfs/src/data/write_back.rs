@@ -601,7 +601,10 @@ impl Fs {
     /// Waits until some pages have become clean or loaded.
     pub(super) async fn relief(self: &Rc<Self>) {
         let relieved = self.cache.relieved.notified();
-        self.start_flush();
+        // Else pages are being loaded: a flush with nothing to do would end at once, and so would this.
+        if self.cache.has_unwritten() {
+            self.start_flush();
+        }
         relieved.await;
     }
 

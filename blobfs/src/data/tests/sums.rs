@@ -260,7 +260,7 @@ fn late_mount() -> Mount {
     let unmounted = fs.clone();
     reactor.block_on(async move { unmounted.unmount().await }).unwrap();
     let device = Rc::new(LateDevice { disk: disk.clone(), reactor: reactor.clone() });
-    Mount::on(reactor, disk, device)
+    Mount::on(reactor, disk, device, MountOptions { cache_size: 0, ..MountOptions::default() })
 }
 
 /// A page on its way to the device does not change: otherwise its checksum would be that of other bytes.

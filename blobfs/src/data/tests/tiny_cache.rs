@@ -1,0 +1,58 @@
+//! Writes of more pages than the cache has room for.
+
+use super::*;
+
+/// A mount whose cache has `pages` pages, with a file of `len` bytes that is not cached.
+fn mount_with(pages: usize, len: usize) -> (Mount, InodeId) {
+    let mount = Mount::new(512, true);
+    let inode = mount.create("file");
+    let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+    mount.reactor.block_on(async move {
+        write(&fs, ctx, inode, 0, &vec![1; len], BUFFERED).await;
+        fs.unmount().await.unwrap();
+    });
+    let options = MountOptions { cache_size: 0, cache_pages_min: pages, ..MountOptions::default() };
+    let device = mount.disk.clone();
+    (Mount::on(mount.reactor, mount.disk, device, options), inode)
+}
+
+#[test]
+fn appends_and_overwrites_of_more_pages_than_there_are_end() {
+    const LEN: usize = 160 << 10;
+    for pages in [8, 24, 32] {
+        let (mount, inode) = mount_with(pages, LEN);
+        let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+        let content = mount.reactor.block_on(async move {
+            write(&fs, ctx, inode, 0, &vec![2; LEN], IoFlags { append: true, ..BUFFERED }).await;
+            write(&fs, ctx, inode, 100, &vec![3; LEN], BUFFERED).await;
+            read(&fs, ctx, inode, 0, 2 * LEN, BUFFERED).await
+        });
+        let expected = [vec![1; 100], vec![3; LEN], vec![2; LEN - 100]].concat();
+        assert!(content == expected, "{pages} pages");
+    }
+}
+
+#[test]
+fn writers_that_want_the_same_few_pages_all_end() {
+    const LEN: usize = 40_000;
+    for pages in [8, 24] {
+        let (mount, inode) = mount_with(pages, 8 * LEN);
+        let clients = (0..8).map(|client: usize| {
+            let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+            async move {
+                // Most pages are there, the first and the last are written in part.
+                for round in 0..4 {
+                    let bytes = vec![(10 + 4 * client + round) as u8; LEN];
+                    write(&fs, ctx, inode, (client * LEN) as u64, &bytes, BUFFERED).await;
+                    read(&fs, ctx, inode, (client * LEN) as u64, LEN / 2, BUFFERED).await;
+                }
+            }
+        });
+        mount.reactor.block_on(join_all(clients.collect::<Vec<_>>()));
+        let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+        let content =
+            mount.reactor.block_on(async move { read(&fs, ctx, inode, 0, 8 * LEN, BUFFERED).await });
+        let expected: Vec<u8> = (0..8).flat_map(|client| vec![13 + 4 * client; LEN]).collect();
+        assert!(content == expected, "{pages} pages");
+    }
+}
