@@ -214,9 +214,23 @@ mod tests {
 
     type Prepared = ((Image, State), Vec<Operation>);
 
-    /// Every kind of operation on a small tree, which is in memory soon: a workload of writes.
+    /// Every kind of operation on a small tree, which is in memory soon: a workload of writes. Then synced writes that
+    /// are too large for the journal: a workload of flushes.
     fn writing(geometry: &Geometry) -> Prepared {
-        (base(geometry, 1).unwrap(), every_kind())
+        const SYNCED: u64 = 24;
+        let synced = |number: u64| Operation::Write {
+            target: Target::Path("large".to_owned()),
+            offset: number % 3 * 512,
+            len: 20_000,
+            tag: 101 + 2 * number,
+            append: false,
+            durability: Durability::Data,
+            from_cache: false,
+        };
+        let mut operations = every_kind();
+        operations.push(Operation::Create { path: "large".to_owned(), kind: NewKind::File, mode: 0o600 });
+        operations.extend((0..SYNCED).map(synced));
+        (base(geometry, 1).unwrap(), operations)
     }
 
     /// Operations on a tree of which a mount has read nothing but the root: a workload of reads. Each touches a part
@@ -320,7 +334,7 @@ mod tests {
     #[test]
     fn a_flush_that_times_out_is_reported_and_loses_nothing_promised() {
         let after = std::time::Duration::from_secs(30);
-        assert!(fail_each(writing, OpKind::Flush, Effect::Timeout { after }) > 2);
+        assert!(fail_each(writing, OpKind::Flush, Effect::Timeout { after }) > 20);
     }
 
     #[test]
@@ -330,7 +344,7 @@ mod tests {
 
     #[test]
     fn an_error_of_any_flush_is_reported_and_loses_nothing_promised() {
-        assert!(fail_each(writing, OpKind::Flush, Effect::Error { errno: 110 }) > 2);
+        assert!(fail_each(writing, OpKind::Flush, Effect::Error { errno: 110 }) > 20);
     }
 
     #[test]

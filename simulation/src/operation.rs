@@ -148,6 +148,17 @@ pub(crate) fn pattern(tag: u64, offset: u64, len: usize) -> Vec<u8> {
     (offset..offset + len as u64).map(byte).collect()
 }
 
+/// A tag like `tag` of a write that goes past the cache if it can. The tag says it, so that a write is told by its content
+/// how it was made.
+pub(crate) fn direct(tag: u64) -> u64 {
+    tag.next_multiple_of(4)
+}
+
+/// Whether a tag is one of [`direct`].
+pub(crate) fn is_direct(tag: u64) -> bool {
+    tag.is_multiple_of(4)
+}
+
 /// Name of the `n`-th extended attribute.
 pub(crate) fn xattr_name(n: u8) -> Vec<u8> {
     format!("user.attribute-{n}").into_bytes()
@@ -167,16 +178,21 @@ pub(crate) struct Profile {
     pub(crate) offset_max: u64,
     /// Bytes of a write.
     pub(crate) write_max: usize,
+    /// Share of the writes that are to be durable at once.
+    pub(crate) durable: f64,
 }
 
 impl Profile {
     /// Small files in a small tree.
-    pub(crate) const SMALL: Self = Self { names: 6, offset_max: 12_000, write_max: 5_000 };
+    pub(crate) const SMALL: Self = Self { names: 6, offset_max: 12_000, write_max: 5_000, durable: 0.1 };
     /// More names than a few nodes hold, and files of many extents.
-    pub(crate) const WIDE: Self = Self { names: 60, offset_max: 120_000, write_max: 40_000 };
+    pub(crate) const WIDE: Self = Self { names: 60, offset_max: 120_000, write_max: 40_000, durable: 0.1 };
     /// Large files: a small device is full after a few writes, and stays so.
-    pub(crate) const FULL: Self = Self { names: 12, offset_max: 500_000, write_max: 60_000 };
-    pub(crate) const ALL: [Self; 3] = [Self::SMALL, Self::WIDE, Self::FULL];
+    pub(crate) const FULL: Self = Self { names: 12, offset_max: 500_000, write_max: 60_000, durable: 0.1 };
+    /// A few files that synced, buffered and direct writes, truncations and holes have in common: what the journal has of
+    /// their data is replaced in every way.
+    pub(crate) const SYNCED: Self = Self { names: 3, offset_max: 24_000, write_max: 9_000, durable: 0.5 };
+    pub(crate) const ALL: [Self; 4] = [Self::SMALL, Self::WIDE, Self::FULL, Self::SYNCED];
 }
 
 /// Draws operations that fit a state; most of them succeed.
@@ -304,19 +320,26 @@ impl Generator<'_> {
     }
 
     fn write(&mut self) -> Operation {
-        let durability = match self.rng.random_range(0..20) {
-            0 => Durability::Full,
-            1 => Durability::Data,
-            _ => Durability::None,
+        let durability = match self.rng.random_bool(self.profile.durable) {
+            false => Durability::None,
+            true if self.rng.random() => Durability::Full,
+            true => Durability::Data,
         };
+        let (mut offset, mut len, mut tag) = (self.offset(), self.len(), self.rng.random_range(1..1 << 40));
+        let is_direct = self.rng.random_bool(0.3);
+        if is_direct {
+            // Whole blocks of every geometry.
+            (offset, len) = (offset / 4096 * 4096, len.next_multiple_of(4096));
+            tag = direct(tag);
+        }
         Operation::Write {
             target: self.file(),
-            offset: self.offset(),
-            len: self.len(),
-            tag: self.rng.random_range(1..1 << 40),
+            offset,
+            len,
+            tag,
             append: self.rng.random_bool(0.2),
             durability,
-            from_cache: self.rng.random_bool(0.1),
+            from_cache: !is_direct && self.rng.random_bool(0.1),
         }
     }
 

@@ -11,7 +11,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::crash::{Depth, Explorer, Seen, record_sequence};
-use crate::operation::{Durability, NewKind, Operation, Target};
+use crate::operation::{Durability, NewKind, Operation, Target, direct};
 use crate::oracle::State;
 use crate::workload::{Workload, forget_nameless};
 use crate::world::{Geometry, World};
@@ -111,8 +111,11 @@ pub(crate) fn vocabulary() -> Vec<Operation> {
         write("b", 0, 4096, 40, Durability::None),
         write("d/x", 1000, 2500, 39, Durability::None),
         append("a", 20_000, 41),
-        // Direct, by its tag: the end of the file is in the middle of a block.
-        append("a", 4096, 44),
+        // The end of the file is in the middle of a block.
+        append("a", 4096, direct(44)),
+        write("a", 512, 512, direct(48), Durability::None),
+        write("a", 0, 4096, direct(52), Durability::Data),
+        write("d/x", 4096, 4096, direct(56), Durability::None),
         write_back("a", 900, 700, 45),
         write_back("n", 0, 1300, 46),
         fallocate("a", PunchHole, 512, 1024),

@@ -21,7 +21,9 @@ use blobfs::{FsError, Try};
 use reactor::JoinHandle;
 use reactor::{Reactor, VirtualClock};
 
-use crate::operation::{Durability, NewKind, Operation, Target, pattern, symlink_target, xattr_name};
+use crate::operation::{
+    Durability, NewKind, Operation, Target, is_direct, pattern, symlink_target, xattr_name,
+};
 use crate::oracle::{Body, Changes, Content, Node, SECTOR, State, split};
 
 pub(crate) const UID: u32 = 1000;
@@ -527,8 +529,7 @@ impl Client {
             append,
             sync: durability == Durability::Full,
             dsync: durability == Durability::Data,
-            // Every fourth one, so that buffered and direct writes meet.
-            direct: tag.is_multiple_of(4) && !from_cache,
+            direct: is_direct(tag) && !from_cache,
             from_cache,
             ..IoFlags::default()
         };

@@ -24,6 +24,8 @@ pub(crate) fn simulation() -> anyhow::Result<Command> {
     build::run_shown(build::cargo().args(["build", "--release", "--quiet", "--package", "simulation"]))?;
     let mut command = Command::new(build::target_dir().join("release/simulation"));
     command.args(["--commit", &commit()]);
+    // Each state takes and gives back a few megabytes; giving them back to the kernel costs a fifth of the time.
+    command.env("MIMALLOC_PURGE_DELAY", "-1");
     Ok(command)
 }
 
