@@ -16,6 +16,7 @@ use bdev::Segment;
 use reactor::sync::Notify;
 
 use super::arena::{Arena, Slot};
+use super::direct::KeptBuffers;
 use super::load::LOAD_PAGES;
 use super::sums::Reports;
 use crate::error::FsError;
@@ -67,6 +68,8 @@ pub(crate) struct Cache {
     pub(super) timer_armed: Cell<bool>,
     /// Lines of the log about data that does not have its checksum.
     pub(super) reports: Reports,
+    /// Memory for direct transfers that cannot use the client's.
+    pub(super) bounce_buffers: Rc<KeptBuffers>,
 }
 
 impl Cache {
@@ -94,6 +97,7 @@ impl Cache {
             flushing: Cell::new(false),
             timer_armed: Cell::new(false),
             reports: Reports::default(),
+            bounce_buffers: Rc::default(),
         })
     }
 

@@ -4,6 +4,7 @@
 //! back at once. Memory that misses the device's alignment is bounced, that piece only; so is all where blocks have
 //! checksums, because a client may change its memory at any time.
 
+use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -50,20 +51,68 @@ impl DirectRead {
     }
 }
 
+/// Bytes of a bounce buffer that is kept for the next transfer: the largest request of most clients.
+const KEPT_LEN: usize = 1 << 20;
+
+/// Buffers that are kept.
+const KEPT_MAX: usize = 8;
+
+/// Transfers from so many bytes on use such buffers. Fewer come from the heap, which has touched memory for them.
+const KEPT_FROM: usize = 64 << 10;
+
+/// Large bounce buffers that nothing uses: touching new memory costs several times what copying does.
+#[derive(Default)]
+pub(super) struct KeptBuffers(RefCell<Vec<Rc<AlignedBuf>>>);
+
+impl KeptBuffers {
+    /// A buffer of at least `len` bytes, which may hold anything.
+    fn take(self: &Rc<Self>, len: usize) -> Bounce {
+        let is_kept = (KEPT_FROM..=KEPT_LEN).contains(&len);
+        let kept = if is_kept { self.0.borrow_mut().pop() } else { None };
+        let size = if is_kept { KEPT_LEN } else { len };
+        let buf = kept.unwrap_or_else(|| Rc::new(AlignedBuf::zeroed(size, BOUNCE_ALIGN)));
+        Bounce { buf, len, kept: self.clone() }
+    }
+}
+
+/// Memory of our own for one transfer.
+struct Bounce {
+    buf: Rc<AlignedBuf>,
+    len: usize,
+    kept: Rc<KeptBuffers>,
+}
+
+impl Bounce {
+    fn buffers(&self) -> IoBuffers {
+        IoBuffers::from_aligned(&self.buf).slice(0, self.len)
+    }
+
+    /// What it holds, when its transfer has ended.
+    fn bytes(&self) -> &[u8] {
+        &self.buf[..self.len]
+    }
+}
+
+impl Drop for Bounce {
+    /// Keeps it, unless a device may still use it: whoever waited for the transfer has gone away.
+    fn drop(&mut self) {
+        let mut kept = self.kept.0.borrow_mut();
+        if self.buf.len() == KEPT_LEN && kept.len() < KEPT_MAX && Rc::strong_count(&self.buf) == 1 {
+            kept.push(self.buf.clone());
+        }
+    }
+}
+
 /// Whole blocks that are read into memory of our own.
 struct Bounced {
     /// Where their bytes go in the client's memory.
     at: usize,
-    buf: Rc<AlignedBuf>,
+    buf: Bounce,
     /// The bytes of it that are wanted.
     inside: Range<usize>,
     /// The first block, in the file and on the device.
     start: u64,
     addr: BlockAddr,
-}
-
-fn bounce(len: usize) -> Rc<AlignedBuf> {
-    Rc::new(AlignedBuf::zeroed(len, BOUNCE_ALIGN))
 }
 
 impl Fs {
@@ -153,10 +202,9 @@ impl Fs {
         drop(io);
         results.into_iter().collect::<Result<(), _>>()?;
         for Bounced { at, buf, inside, start, addr } in bounced {
-            let (bytes, first) = (&IoBuffers::from_aligned(&buf), (start - blocks.start) as usize);
-            let sums = sums.get(first..).unwrap_or_default();
-            self.verify(&ReadBlocks { inode: inode.id, xattr: false, start, addr, bytes, sums })?;
-            dst.copy_from(at, &buf[inside]);
+            let sums = sums.get((start - blocks.start) as usize..).unwrap_or_default();
+            self.verify(&ReadBlocks { inode: inode.id, xattr: false, start, addr, sums }, buf.bytes())?;
+            dst.copy_from(at, &buf.bytes()[inside]);
         }
         Ok((bytes.end - bytes.start) as usize)
     }
@@ -192,8 +240,8 @@ impl Fs {
         };
         for part in rest.into_iter().filter(|part| !part.is_empty()) {
             let around = part.start / block * block..part.end.next_multiple_of(block);
-            let buf = bounce((around.end - around.start) as usize);
-            self.queue_reads(device(around.start), IoBuffers::from_aligned(&buf), reads);
+            let buf = self.cache.bounce_buffers.take((around.end - around.start) as usize);
+            self.queue_reads(device(around.start), buf.buffers(), reads);
             let inside = (part.start - around.start) as usize..(part.end - around.start) as usize;
             let blocks = around.start / block - piece.start;
             bounced.push(Bounced {
@@ -204,6 +252,17 @@ impl Fs {
                 addr: BlockAddr(addr.0 + blocks),
             });
         }
+    }
+
+    /// A copy of what is to be written.
+    fn bounce_out(&self, src: &IoBuffers) -> Bounce {
+        let bounce = self.cache.bounce_buffers.take(src.len());
+        let buffers = bounce.buffers();
+        let mut cursor = src.cursor();
+        for segment in buffers.segments() {
+            cursor.drain(*segment);
+        }
+        bounce
     }
 
     /// Whether the device takes the addresses as they are.
@@ -281,15 +340,10 @@ impl Fs {
         self.drop_range(inode, &pages);
         let block = u64::from(self.store.block_size());
         let blocks = bytes.start / block..bytes.end / block;
-        let bounced;
-        let source = if self.is_aligned(src) && !self.store.has_data_sums() {
-            src
-        } else {
-            let mut buf = bounce(src.len());
-            src.copy_to(0, Rc::get_mut(&mut buf).expect("not shared yet"));
-            bounced = IoBuffers::from_aligned(&buf);
-            &bounced
-        };
+        let is_bounced = self.store.has_data_sums() || !self.is_aligned(src);
+        let bounce = is_bounced.then(|| self.bounce_out(src));
+        let bounced = bounce.as_ref().map(Bounce::buffers);
+        let source = bounced.as_ref().unwrap_or(src);
         let mut reservation = self.reserve_to_write(inode, &blocks).await?;
         let io = self.store.begin_write();
         let (mut writes, mut mappings): (Vec<bdev::Io>, Vec<Mapping>) = (Vec::new(), Vec::new());

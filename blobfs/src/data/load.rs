@@ -202,8 +202,8 @@ impl Fs {
             let (first, count) = ((start - blocks.start) as usize, *count as usize);
             let bytes = &buffers.slice(first * block, count * block);
             let sums = &sums[first..first + count];
-            let read = ReadBlocks { inode: inode.id, xattr: false, start: *start, addr, bytes, sums };
-            let found = self.wrong_blocks(&read).into_iter();
+            let read = ReadBlocks { inode: inode.id, xattr: false, start: *start, addr, sums };
+            let found = self.wrong_blocks(&read, self.each_sum(bytes)).into_iter();
             wrong.extend(found.map(|(at, error)| ((first + at) as u64, error)));
         }
         wrong

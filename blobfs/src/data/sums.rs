@@ -68,8 +68,6 @@ pub(crate) struct ReadBlocks<'a> {
     pub(crate) start: u64,
     /// The same on the device.
     pub(crate) addr: BlockAddr,
-    /// What was read.
-    pub(crate) bytes: &'a IoBuffers,
     /// Their checksums; none at all on a file system without.
     pub(crate) sums: &'a [u32],
 }
@@ -228,7 +226,8 @@ impl Fs {
         }
     }
 
-    fn each_sum(&self, bytes: &IoBuffers) -> impl Iterator<Item = u32> {
+    /// The same of what was read, block by block, into memory that may be shared.
+    pub(super) fn each_sum(&self, bytes: &IoBuffers) -> impl Iterator<Item = u32> {
         let mut block = vec![0; self.store.block_size() as usize];
         let mut cursor = bytes.cursor();
         (0..bytes.len() / block.len()).map(move |_| {
@@ -241,17 +240,19 @@ impl Fs {
     ///
     /// # Errors
     /// Corruption.
-    pub(crate) fn verify(&self, read: &ReadBlocks<'_>) -> Result<(), FsError> {
-        self.wrong_blocks(read).into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
+    pub(crate) fn verify(&self, read: &ReadBlocks<'_>, bytes: &[u8]) -> Result<(), FsError> {
+        let found = bytes.chunks_exact(self.store.block_size() as usize).map(block_sum);
+        self.wrong_blocks(read, found).into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
     }
 
-    /// The blocks that do not have their checksums, counted from the first one that was read, each with an error. They
-    /// are logged.
-    pub(super) fn wrong_blocks(&self, read: &ReadBlocks<'_>) -> Vec<(usize, FsError)> {
-        if read.sums.is_empty() {
-            return Vec::new();
-        }
-        let found = self.each_sum(read.bytes).zip(read.sums).enumerate();
+    /// The blocks that do not have their checksums, counted from the first one that was read, each with an error;
+    /// `found` are the checksums of what they hold. They are logged.
+    pub(super) fn wrong_blocks(
+        &self,
+        read: &ReadBlocks<'_>,
+        found: impl Iterator<Item = u32>,
+    ) -> Vec<(usize, FsError)> {
+        let found = found.zip(read.sums).enumerate();
         let wrong = found.filter(|(_, (found, expected))| found != *expected);
         wrong.map(|(at, (found, _))| (at, self.wrong_data(read, at, found))).collect()
     }

@@ -87,14 +87,9 @@ impl Fs {
             let bytes = extent.device_range().bytes(self.store.block_size());
             let buf = Rc::new(AlignedBuf::zeroed((bytes.end - bytes.start) as usize, BUFFER_ALIGN));
             self.store.bdev().read(bytes.start, IoBuffers::from_aligned(&buf)).await?;
-            self.verify(&ReadBlocks {
-                inode,
-                xattr: true,
-                start: key.offset,
-                addr: extent.device_range().start,
-                bytes: &IoBuffers::from_aligned(&buf),
-                sums: sums.get(key.offset as usize..).unwrap_or_default(),
-            })?;
+            let sums = sums.get(key.offset as usize..).unwrap_or_default();
+            let addr = extent.device_range().start;
+            self.verify(&ReadBlocks { inode, xattr: true, start: key.offset, addr, sums }, &buf)?;
             value.extend_from_slice(&buf);
         }
         value.truncate(stored.len());
