@@ -23,11 +23,14 @@ pub(crate) struct Geometry {
     pub(crate) device: u64,
     pub(crate) block: u32,
     pub(crate) node: u32,
+    /// Blocks have checksums.
+    pub(crate) sums: bool,
 }
 
 impl Geometry {
-    pub(crate) const TINY: Self = Self { device: 1 << 20, block: 512, node: 1024 };
-    pub(crate) const PAGE: Self = Self { device: 2 << 20, block: 4096, node: 4096 };
+    pub(crate) const TINY: Self = Self { device: 1 << 20, block: 512, node: 1024, sums: false };
+    pub(crate) const SUMS: Self = Self { sums: true, ..Self::TINY };
+    pub(crate) const PAGE: Self = Self { device: 2 << 20, block: 4096, node: 4096, sums: false };
 
     /// A device with a new file system.
     pub(crate) fn format(&self, reactor: &Rc<Reactor>) -> Rc<dyn Bdev> {
@@ -40,6 +43,7 @@ impl Geometry {
             node_size: self.node,
             group_blocks: 256,
             journal_size: 64 << 10,
+            data_checksum: self.sums,
             ..MkfsOptions::default()
         };
         let formatted = device.clone();

@@ -94,13 +94,17 @@ fn use_image(device: &Rc<dyn Bdev>, readonly: bool) -> Result<(), OpenError> {
     result
 }
 
-/// Whether an error may not come from a sound image. A full device is none.
+/// Whether an error may not come from a sound image. A full device is none; neither is data that does not have its
+/// checksum, which the checker does not read.
 fn speaks_of_damage(error: &OpenError) -> bool {
-    !matches!(
-        error,
-        OpenError::Failed(
-            FsError::NoSpace | FsError::ReadOnly | FsError::TooManyLinks | FsError::OutOfMemory
-        ) | OpenError::ReadOnlyFeatures { .. }
-            | OpenError::BlockSize { .. }
-    )
+    let of_data =
+        matches!(error, OpenError::Failed(FsError::Corrupt(damage)) if damage.structure == "file data");
+    !of_data
+        && !matches!(
+            error,
+            OpenError::Failed(
+                FsError::NoSpace | FsError::ReadOnly | FsError::TooManyLinks | FsError::OutOfMemory
+            ) | OpenError::ReadOnlyFeatures { .. }
+                | OpenError::BlockSize { .. }
+        )
 }
