@@ -127,7 +127,8 @@ impl Row {
         })
     }
 
-    fn times(&self, value: f64, other: f64) -> f64 {
+    /// How many times as good a figure is as another one.
+    pub fn times(&self, value: f64, other: f64) -> f64 {
         if self.unit.more_is_better() { value / other } else { other / value }
     }
 }

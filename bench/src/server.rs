@@ -7,10 +7,10 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, ensure};
+use anyhow::{Context as _, bail, ensure};
 use vhostfs_tests::{
     artifacts::TAG,
-    process::{Supervised, tethered, wait_until},
+    process::{Supervised, output_of, tethered, wait_until},
 };
 
 use crate::machine::SERVER_CORE;
@@ -36,6 +36,8 @@ pub enum Side {
     Ours,
     /// `virtiofsd`.
     Peer,
+    /// `vhostfs serve`, where blocks have checksums.
+    Summed,
 }
 
 /// What the files lie on.
@@ -47,6 +49,8 @@ pub enum Media {
     File,
     /// As `File`, and the peer may not answer from the host's page cache (`--allow-direct-io`).
     FileDirect,
+    /// An image file in memory. Only ours.
+    FileInMemory,
 }
 
 /// The programs of a run.
@@ -72,7 +76,7 @@ pub struct ServerProcess {
     process: Supervised,
     side: Side,
     socket: PathBuf,
-    /// Removed with the process: the peer's tree in memory.
+    /// Removed with the process: the peer's tree in memory, or an image there.
     _tree: Option<tempfile::TempDir>,
 }
 
@@ -85,7 +89,7 @@ impl ServerProcess {
         let log = scratch.join(format!("{name}.log"));
         let program = |path: &Option<PathBuf>| path.clone().context("no program for this side");
         let (mut command, tree) = match side {
-            Side::Ours => (vhostfs(&program(&programs.ours)?, &socket, media, scratch), None),
+            Side::Ours | Side::Summed => vhostfs(&program(&programs.ours)?, &socket, side, media, scratch)?,
             Side::Peer => virtiofsd(&program(&programs.peer)?, &socket, media, scratch)?,
         };
         let mut process = Supervised::spawn("server", &mut command, &log)?;
@@ -151,16 +155,33 @@ fn on_core(program: &Path) -> Command {
     command
 }
 
-fn vhostfs(program: &Path, socket: &Path, media: Media, scratch: &Path) -> Command {
+fn vhostfs(
+    program: &Path,
+    socket: &Path,
+    side: Side,
+    media: Media,
+    scratch: &Path,
+) -> anyhow::Result<(Command, Option<tempfile::TempDir>)> {
     let mut command = on_core(program);
     command.arg("serve").arg("--socket").arg(socket).args(["--tag", TAG]);
-    match media {
-        Media::Memory => command.arg(format!("memory:{MEMORY_SIZE}")),
-        Media::File | Media::FileDirect => {
-            command.args(["--size", IMAGE_SIZE]).arg(scratch.join(format!("{media:?}.img").to_lowercase()))
-        }
-    };
-    command
+    if media == Media::Memory {
+        ensure!(side == Side::Ours, "what is served from memory has no checksums");
+        command.arg(format!("memory:{MEMORY_SIZE}"));
+        return Ok((command, None));
+    }
+    let folder = (media == Media::FileInMemory).then(folder_in_memory).transpose()?;
+    let name = format!("{side:?}-{media:?}.img").to_lowercase();
+    let image = folder.as_ref().map_or(scratch, tempfile::TempDir::path).join(name);
+    if side == Side::Summed && !image.exists() {
+        let mut mkfs = Command::new(program.with_file_name("blobfs"));
+        output_of(mkfs.args(["mkfs", "--data-checksum", "--size", IMAGE_SIZE]).arg(&image))?;
+    }
+    command.args(["--size", IMAGE_SIZE]).arg(image);
+    Ok((command, folder))
+}
+
+fn folder_in_memory() -> anyhow::Result<tempfile::TempDir> {
+    Ok(tempfile::Builder::new().prefix("vhostfs-bench-").tempdir_in(SHARED_MEMORY)?)
 }
 
 fn virtiofsd(
@@ -171,10 +192,11 @@ fn virtiofsd(
 ) -> anyhow::Result<(Command, Option<tempfile::TempDir>)> {
     let (folder, tree) = match media {
         Media::Memory => {
-            let tree = tempfile::Builder::new().prefix("vhostfs-bench-").tempdir_in(SHARED_MEMORY)?;
+            let tree = folder_in_memory()?;
             (tree.path().to_owned(), Some(tree))
         }
         Media::File | Media::FileDirect => (scratch.join(format!("{media:?}.tree").to_lowercase()), None),
+        Media::FileInMemory => bail!("an image is for ours only"),
     };
     fs::create_dir_all(&folder)?;
     let mut command = on_core(program);

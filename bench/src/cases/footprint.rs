@@ -112,7 +112,7 @@ fn after_find(run: &Run, side: Side) -> anyhow::Result<f64> {
     fs::create_dir_all(&scratch)?;
     let folders = run.tree_files.div_ceil(FILES_PER_FOLDER);
     match side {
-        Side::Ours => make_tree(run, &scratch, folders)?,
+        Side::Ours | Side::Summed => make_tree(run, &scratch, folders)?,
         Side::Peer => make_host_tree(&scratch.join("file.tree"), folders)?,
     }
     let server = ServerProcess::start(&run.programs, side, Media::File, &scratch)?;

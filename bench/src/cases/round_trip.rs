@@ -21,6 +21,9 @@ use crate::{
 /// File that is read from the cache: fits into every cache here, and into no cache of the processor.
 const CACHED_FILE_LEN: u64 = 64 << 20;
 
+/// Bytes of a large direct read.
+const LARGE_READ_LEN: u32 = 1 << 20;
+
 /// Files in the directory whose names are looked up.
 const LOOKUP_FILES: u64 = 1000;
 
@@ -33,6 +36,7 @@ const FIRST_UNLINKS: u64 = 10_000;
 enum Kind {
     CachedRead(u32),
     DirectRead,
+    LargeDirectRead,
     DirectWrite,
     SyncedWrite,
     Getattr,
@@ -91,6 +95,17 @@ const CASES: &[Case] = &[
     case("file-write-fsync", "file: 4 KiB random write and FSYNC, depth 1", Kind::SyncedWrite, 1, Metric::Rate, Media::File, &[BETTER]),
 ];
 
+/// With checksums of data, beside the same without.
+#[rustfmt::skip]
+const CHECKSUM_CASES: &[Case] = &[
+    case("sums-read-4k", "checksums: cached 4 KiB read, depth 1", Kind::CachedRead(4096), 1, Metric::Latency, Media::FileInMemory, &[]),
+    case("sums-direct-read", "checksums: O_DIRECT 4 KiB random read, depth 1", Kind::DirectRead, 1, Metric::Latency, Media::FileInMemory, &[]),
+    case("sums-direct-read-32", "checksums: O_DIRECT 4 KiB random read, depth 32", Kind::DirectRead, 32, Metric::Rate, Media::FileInMemory, &[]),
+    case("sums-direct-read-1m", "checksums: O_DIRECT 1 MiB random read, depth 4", Kind::LargeDirectRead, 4, Metric::Throughput, Media::FileInMemory, &[]),
+    case("sums-direct-write-32", "checksums: O_DIRECT 4 KiB random write, depth 32", Kind::DirectWrite, 32, Metric::Rate, Media::FileInMemory, &[]),
+    case("sums-write-fsync", "checksums: 4 KiB random write and FSYNC, depth 1", Kind::SyncedWrite, 1, Metric::Rate, Media::FileInMemory, &[]),
+];
+
 const fn case(
     name: &'static str,
     what: &'static str,
@@ -108,6 +123,11 @@ pub fn names() -> impl Iterator<Item = (&'static str, &'static str)> {
     CASES.iter().map(|case| (case.name, case.what))
 }
 
+/// The same of what checksums of data cost.
+pub fn checksum_names() -> impl Iterator<Item = (&'static str, &'static str)> {
+    CHECKSUM_CASES.iter().map(|case| (case.name, case.what))
+}
+
 /// Measures the chosen rows.
 pub fn run(run: &Run) -> anyhow::Result<Option<Table>> {
     let cases: Vec<&Case> = CASES.iter().filter(|case| run.wants("round-trip", case.name)).collect();
@@ -121,7 +141,7 @@ pub fn run(run: &Run) -> anyhow::Result<Option<Table>> {
         if cases.is_empty() {
             continue;
         }
-        let mut guests = Guests::start(run, media);
+        let mut guests = Guests::start(run, run.programs.sides(), media);
         for case in cases {
             let row = measure(run, &mut guests, case);
             run.show(&row);
@@ -137,6 +157,49 @@ pub fn run(run: &Run) -> anyhow::Result<Option<Table>> {
     Ok(Some(Table { name: "round-trip", caption, rows }))
 }
 
+/// Measures the chosen rows of what checksums of data cost.
+pub fn run_checksums(run: &Run) -> anyhow::Result<Option<Table>> {
+    let cases: Vec<&Case> = CHECKSUM_CASES.iter().filter(|case| run.wants("checksums", case.name)).collect();
+    if cases.is_empty() || run.programs.ours.is_none() {
+        return Ok(None);
+    }
+    pin_to(CLIENT_CORE)?;
+    let mut guests = Guests::start(run, [Side::Ours, Side::Summed], Media::FileInMemory);
+    let mut rows = Vec::new();
+    for case in cases {
+        let row = measure_checksums(run, &mut guests, case);
+        run.show(&row);
+        rows.push(row);
+    }
+    let caption = format!(
+        "What checksums of data cost: vhostfs alone, an image made with --data-checksum beside one without, both files on \
+         tmpfs; otherwise as round-trip; medians of {} rounds of {} ms",
+        run.rounds,
+        run.round.as_millis()
+    );
+    Ok(Some(Table { name: "checksums", caption, rows }))
+}
+
+/// A row of them: what there is without checksums is the reference.
+fn measure_checksums(run: &Run, guests: &mut Guests, case: &Case) -> Row {
+    let Measured { mut figures, failures } = measure_sides(run, guests, case);
+    let without = figures.remove(&Side::Ours);
+    let name = match without.and_then(|figure| figure.cpu_us) {
+        Some(cpu) => format!("without (cpu/op {cpu:.2} us)"),
+        None => "without".to_owned(),
+    };
+    Row {
+        name: case.name.into(),
+        what: case.what.into(),
+        unit: case.unit(),
+        ours: figures.remove(&Side::Summed),
+        peer: None,
+        reference: without.map(|figure| (name, figure.value)),
+        goals: case.goals.to_vec(),
+        failures,
+    }
+}
+
 /// The servers of one kind of media, each with its client.
 struct Guests {
     sides: BTreeMap<Side, Result<(ServerProcess, Client), String>>,
@@ -144,20 +207,25 @@ struct Guests {
 
 impl Guests {
     /// A server that cannot be started, or does not answer, is reported in each of its rows.
-    fn start(run: &Run, media: Media) -> Self {
+    fn start(run: &Run, sides: impl IntoIterator<Item = Side>, media: Media) -> Self {
         let start = |side| -> anyhow::Result<(ServerProcess, Client)> {
             let server = ServerProcess::start(&run.programs, side, media, run.scratch())?;
             let client = Client::connect(server.socket(), ClientOptions::default())?;
             Ok((server, client))
         };
-        let started =
-            run.programs.sides().map(|side| (side, start(side).map_err(|error| format!("{error:#}"))));
+        let started = sides.into_iter().map(|side| (side, start(side).map_err(|error| format!("{error:#}"))));
         Self { sides: started.collect() }
     }
 }
 
+/// What the sides reached in a case, and why those without a figure have none.
+struct Measured {
+    figures: BTreeMap<Side, Figure>,
+    failures: Vec<String>,
+}
+
 /// Rounds of one case, alternating between the sides.
-fn measure(run: &Run, guests: &mut Guests, case: &Case) -> Row {
+fn measure_sides(run: &Run, guests: &mut Guests, case: &Case) -> Measured {
     let mut rounds: BTreeMap<Side, Vec<Round>> = BTreeMap::new();
     let mut failures: BTreeMap<Side, String> = BTreeMap::new();
     let mut subjects: BTreeMap<Side, Subject> = BTreeMap::new();
@@ -181,11 +249,16 @@ fn measure(run: &Run, guests: &mut Guests, case: &Case) -> Row {
             }
         }
     }
-    let mut figure = |side| rounds.remove(&side).map(|rounds| figure_of(rounds, case));
-    let (ours, peer) = (figure(Side::Ours), figure(Side::Peer));
+    Measured {
+        figures: rounds.into_iter().map(|(side, rounds)| (side, figure_of(rounds, case))).collect(),
+        failures: failures.into_iter().map(|(side, why)| format!("{side:?}: {why}")).collect(),
+    }
+}
+
+/// A row against the peer.
+fn measure(run: &Run, guests: &mut Guests, case: &Case) -> Row {
+    let Measured { mut figures, mut failures } = measure_sides(run, guests, case);
     let needs_reference = case.goals.iter().any(|goal| matches!(goal, Goal::TimesReference(_)));
-    let mut failures: Vec<String> =
-        failures.into_iter().map(|(side, why)| format!("{side:?}: {why}")).collect();
     let reference = if needs_reference { fio_reference(run, case) } else { Ok(None) };
     let reference = reference.unwrap_or_else(|error| {
         failures.push(format!("fio: {error:#}"));
@@ -195,8 +268,8 @@ fn measure(run: &Run, guests: &mut Guests, case: &Case) -> Row {
         name: case.name.into(),
         what: case.what.into(),
         unit: case.unit(),
-        ours,
-        peer,
+        ours: figures.remove(&Side::Ours),
+        peer: figures.remove(&Side::Peer),
         reference,
         goals: case.goals.to_vec(),
         failures,
@@ -213,7 +286,11 @@ impl Case {
     }
 
     fn bytes_per_operation(&self) -> f64 {
-        if let Kind::CachedRead(len) = self.kind { f64::from(len) } else { 4096.0 }
+        match self.kind {
+            Kind::CachedRead(len) => f64::from(len),
+            Kind::LargeDirectRead => f64::from(LARGE_READ_LEN),
+            _ => 4096.0,
+        }
     }
 }
 
@@ -262,6 +339,7 @@ impl Subject {
         Ok(Self::Steady(match case.kind {
             Kind::CachedRead(len) => Box::new(RandomRead::new(cached(client)?, len, case.depth)),
             Kind::DirectRead => Box::new(RandomRead::new(direct(client)?, 4096, case.depth)),
+            Kind::LargeDirectRead => Box::new(RandomRead::new(direct(client)?, LARGE_READ_LEN, case.depth)),
             Kind::DirectWrite => Box::new(RandomWrite::new(direct(client)?, case.depth)),
             Kind::SyncedWrite => Box::new(RandomWrite::synced(cached(client)?)),
             Kind::Getattr => Box::new(Getattr::new(TestFile::make(client, "attributes", 4096, false)?)),

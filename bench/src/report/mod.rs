@@ -49,7 +49,7 @@ fn value(figure: &Figure, row: &Row) -> String {
     format!("{} {}{tail}", significant(figure.value), row.unit.symbol())
 }
 
-/// Each goal with `ok` or `short`, and what it was compared with.
+/// Each goal with `ok` or `short`, and what it was compared with; without a goal, what the row is compared with.
 fn goals(row: &Row) -> String {
     let one = |goal: &Goal| {
         let unit = row.unit.symbol();
@@ -72,7 +72,13 @@ fn goals(row: &Row) -> String {
         };
         format!("{text} {verdict}")
     };
-    row.goals.iter().map(one).collect::<Vec<_>>().join(", ")
+    match (&row.reference, row.ours) {
+        (Some((name, value)), Some(ours)) if row.goals.is_empty() => {
+            let times = row.times(ours.value, *value);
+            format!("{}x {name}: {} {}", significant(times), significant(*value), row.unit.symbol())
+        }
+        _ => row.goals.iter().map(one).collect::<Vec<_>>().join(", "),
+    }
 }
 
 /// Three significant digits, without an exponent.
@@ -113,6 +119,11 @@ mod tests {
             shown,
             "<= 3.00 us SHORT, >= 2.50x peer SHORT, >= 0.900x fio (10.0 us) ok, cpu <= 0.500 of peer ok"
         );
+    }
+
+    #[test]
+    fn a_row_without_goals_is_compared_with_its_reference() {
+        assert_eq!(goals(&row(Unit::KiloPerSecond, 5.0, 9.0, vec![])), "0.500x fio: 10.0 K/s");
     }
 
     #[test]
