@@ -23,13 +23,13 @@ pub(crate) struct Geometry {
     pub(crate) device: u64,
     pub(crate) block: u32,
     pub(crate) node: u32,
-    /// Blocks have checksums.
+    /// Blocks of data have checksums.
     pub(crate) sums: bool,
 }
 
 impl Geometry {
     pub(crate) const TINY: Self = Self { device: 1 << 20, block: 512, node: 1024, sums: false };
-    pub(crate) const SUMS: Self = Self { sums: true, ..Self::TINY };
+    pub(crate) const TINY_SUMS: Self = Self { sums: true, ..Self::TINY };
     pub(crate) const PAGE: Self = Self { device: 2 << 20, block: 4096, node: 4096, sums: false };
 
     /// A device with a new file system.

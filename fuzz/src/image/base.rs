@@ -22,7 +22,7 @@ pub(super) fn image(number: u8) -> Vec<u8> {
             build(Geometry::TINY, State::Unmounted),
             build(Geometry::PAGE, State::Journal),
             build(Geometry::TINY, State::New),
-            build(Geometry::SUMS, State::Journal),
+            build(Geometry::TINY_SUMS, State::Journal),
         ]
     });
     images[usize::from(number) % images.len()].clone()

@@ -168,6 +168,16 @@ pub(super) enum Change {
         start: Number,
         nodes: u8,
     },
+    Log {
+        inode: Number,
+        offset: Number,
+        len: u16,
+    },
+    Settle {
+        inode: Number,
+        start: Number,
+        len: Number,
+    },
 }
 
 /// Fields of a superblock, in bytes of it (`docs/FORMAT.md`).
@@ -341,6 +351,9 @@ fn append(image: &mut [u8], layout: &Layout, changes: &[Change], sequence: i8) {
         changes.iter().filter_map(|change| own(image, layout, change, &mut values)).collect();
     let records = owned.iter().map(|record| match record {
         Owned::Put(key, value) => Record::Put(*key, &values[value.clone()]),
+        Owned::Log(inode, offset, bytes) => {
+            Record::Log { inode: *inode, offset: *offset, bytes: &values[bytes.clone()] }
+        }
         Owned::Bare(record) => *record,
     });
     let header = TxnHeader {
@@ -360,6 +373,7 @@ fn append(image: &mut [u8], layout: &Layout, changes: &[Change], sequence: i8) {
 /// A record whose value lies elsewhere.
 enum Owned {
     Put(Key, Range<usize>),
+    Log(InodeId, u64, Range<usize>),
     Bare(Record<'static>),
 }
 
@@ -377,6 +391,15 @@ fn own(image: &[u8], layout: &Layout, change: &Change, values: &mut Vec<u8>) -> 
         }
         Change::GiveBack { start, nodes } => {
             return Some(Owned::Bare(Record::GiveBack { start: start.get(), nodes: (*nodes).into() }));
+        }
+        Change::Log { inode, offset, len } => {
+            values.resize(begin + usize::from(*len), b'l');
+            return Some(Owned::Log(InodeId(inode.get()), offset.get(), begin..values.len()));
+        }
+        Change::Settle { inode, start, len } => {
+            let (start, inode) = (start.get(), InodeId(inode.get()));
+            let end = start.wrapping_add(len.get());
+            return Some(Owned::Bare(Record::Settle { inode, start, end }));
         }
         Change::Delete { item: number } => {
             return Some(Owned::Bare(Record::Delete(item(image, layout, *number)?.0)));
