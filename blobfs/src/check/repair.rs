@@ -53,7 +53,9 @@ use crate::ondisk::{
     DirentRef, ExtentFlags, ExtentItem, InodeItem, Key, SLOT_BITS, SumGroup, Timestamp, block_sum,
     encode_dirent, name_hash,
 };
-use crate::store::{Home, IDS_SKIPPED, Logged, OpenError, check_features, read, write_homes};
+use crate::store::{
+    Home, IDS_SKIPPED, Logged, OpenError, check_features, read, read_journal_block, write_homes,
+};
 use crate::units::{BlockAddr, InodeId};
 
 /// Surveys after which a repair gives up. Real damage takes two to five.
@@ -472,7 +474,7 @@ impl<'a> Repairer<'a> {
         let epochs = if both { 1 } else { 1 << 20 };
         // The copy that counts is written last, so the new generation is of the other one.
         let step = if (old.generation + 1) % 2 == copy as u64 { 2 } else { 1 };
-        let superblock = Superblock {
+        let mut superblock = Superblock {
             generation: old.generation + step,
             epoch: old.epoch + epochs,
             clean: true,
@@ -481,6 +483,13 @@ impl<'a> Repairer<'a> {
             last_txn: self.subject.journal.last_txn,
             ..old.clone()
         };
+        // The epoch of a damaged superblock may be an older one, the next of which has blocks in the journal.
+        while read_journal_block(self.subject.bdev, &superblock, superblock.tail)
+            .await
+            .is_ok_and(|block| block.is_some())
+        {
+            superblock.epoch += 1;
+        }
         write_logged(self.subject.bdev, &self.subject.journal.logged, &survey.census.homes)
             .await
             .map_err(|error| OpenError::Failed(error.into()))?;

@@ -695,3 +695,21 @@ fn a_repair_of_copies_in_each_others_place_replays_nothing_of_the_journal_behind
     let found = findings_of(&disk);
     assert!(found.iter().any(|finding| matches!(finding, Finding::SuperblockPlace { .. })), "{found:?}");
 }
+
+/// The epoch of the superblock that counts is an earlier one: the blocks of the journal, which it no longer names, are of
+/// the epoch behind that.
+#[test]
+fn a_repair_of_an_epoch_that_went_back_replays_nothing_of_the_journal_behind_it() {
+    let sample = Sample::new();
+    let mounted = Mounted::new(&sample.disk, &sample.reactor);
+    mounted.create(InodeId::ROOT, "new", DIRECTORY);
+    mounted.sync();
+    let disk = sample.disk.crash(CrashChoice::Nothing);
+    let superblock = newest(&disk);
+    let offset = SUPERBLOCK_OFFSETS[superblock.generation as usize % 2];
+    // Something to repair: the copies disagree.
+    let (epoch, compat) = (superblock.epoch - 1, superblock.compat ^ 1 << 20);
+    disk.poke(offset, &Superblock { epoch, compat, ..superblock }.encode());
+    let report = repair_with(&disk, ALL).unwrap();
+    assert!(report.changed && report.after.is_clean(), "{report:#?}");
+}
