@@ -66,6 +66,9 @@ pub struct Limits {
     pub discard: bool,
     /// Whether `write_zeroes` is cheaper than writing zeros.
     pub write_zeroes: bool,
+    /// Whether storage is found when a block is first written, as for a file with holes: that write and the flush
+    /// behind it take longer than later ones.
+    pub sparse: bool,
 }
 
 impl Limits {

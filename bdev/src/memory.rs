@@ -46,6 +46,7 @@ impl Memory {
             volatile_cache: false,
             discard: true,
             write_zeroes: true,
+            sparse: false,
         };
         Ok(Rc::new(Self { limits, bytes: RefCell::new(Mapping::zeroed(size as usize)?) }))
     }

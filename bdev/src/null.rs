@@ -22,6 +22,7 @@ impl Null {
             volatile_cache: false,
             discard: true,
             write_zeroes: true,
+            sparse: false,
         };
         Rc::new(Self { limits })
     }

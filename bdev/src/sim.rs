@@ -109,6 +109,7 @@ impl SimDisk {
             volatile_cache: true,
             discard: true,
             write_zeroes: true,
+            sparse: true,
         };
         Self::with_limits(image, limits, seed)
     }

@@ -25,6 +25,12 @@ pub trait Driver {
     /// Operations that are under way: as long as there are any, the loop has something to wait for.
     fn in_flight(&self) -> usize;
 
+    /// Whether threads of the kernel are at work on some of them. They may need this thread's CPU: whoever spins until
+    /// they are done may keep them from it.
+    fn waits_for_threads(&self) -> bool {
+        false
+    }
+
     /// Blocks until something completes or `timeout` has passed. Called only when no task is ready.
     fn park(&self, timeout: Option<Duration>);
 
@@ -316,6 +322,13 @@ impl Reactor {
     /// Whether a task is waiting to be run.
     pub fn has_ready(&self) -> bool {
         self.with_queue(|queue| !queue.is_empty())
+    }
+
+    /// Whether threads of the kernel, which may need this thread's CPU, are at work for a driver.
+    pub fn waits_for_threads(&self) -> bool {
+        let mut waits = false;
+        self.each_driver(|driver| waits |= driver.waits_for_threads());
+        waits
     }
 
     /// Prepares for a sleep on descriptors outside the reactor: the drivers signal theirs from now on. Returns

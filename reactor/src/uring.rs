@@ -42,6 +42,15 @@ pub trait Client {
     fn complete(&self, token: u32, result: i32);
 }
 
+/// Who carries out an operation inside the kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// The device, its interrupts and this thread.
+    Device,
+    /// A thread of the kernel as well, behind the device or in place of it.
+    Thread,
+}
+
 /// Completions that fit the ring, per submission entry. Operations under way may outnumber the entries of
 /// the submission queue; beyond this the kernel keeps completions in its own memory, at a cost.
 const COMPLETIONS_PER_ENTRY: u32 = 4;
@@ -61,25 +70,35 @@ pub struct Uring {
     wake: OnceCell<OwnedFd>,
 }
 
+struct Operation {
+    client: Rc<dyn Client>,
+    token: u32,
+    carrier: Carrier,
+}
+
 #[derive(Default)]
 struct Slots {
-    operations: Vec<Option<(Rc<dyn Client>, u32)>>,
+    operations: Vec<Option<Operation>>,
     free: Vec<u32>,
+    /// Operations that are with a [`Carrier::Thread`].
+    in_threads: usize,
 }
 
 impl Slots {
-    fn take(&mut self, client: Rc<dyn Client>, token: u32) -> u32 {
+    fn take(&mut self, operation: Operation) -> u32 {
         let index = self.free.pop().unwrap_or_else(|| {
             self.operations.push(None);
             (self.operations.len() - 1) as u32
         });
-        self.operations[index as usize] = Some((client, token));
+        self.in_threads += usize::from(operation.carrier == Carrier::Thread);
+        self.operations[index as usize] = Some(operation);
         index
     }
 
-    fn release(&mut self, user_data: u64) -> Option<(Rc<dyn Client>, u32)> {
+    fn release(&mut self, user_data: u64) -> Option<Operation> {
         let index = u32::try_from(user_data).ok()?;
         let operation = self.operations.get_mut(index as usize)?.take()?;
+        self.in_threads -= usize::from(operation.carrier == Carrier::Thread);
         self.free.push(index);
         Some(operation)
     }
@@ -128,8 +147,8 @@ impl Uring {
     /// # Safety
     /// All memory that the entry names must stay valid, and be written by nobody else where the kernel
     /// writes, until the operation has ended. The client may own that memory: it is kept as long.
-    pub unsafe fn queue(&self, entry: Entry, client: Rc<dyn Client>, token: u32) -> u32 {
-        let index = self.slots.borrow_mut().take(client, token);
+    pub unsafe fn queue(&self, entry: Entry, client: Rc<dyn Client>, token: u32, carrier: Carrier) -> u32 {
+        let index = self.slots.borrow_mut().take(Operation { client, token, carrier });
         self.push(entry.user_data(u64::from(index)));
         index
     }
@@ -189,7 +208,7 @@ impl Uring {
         let any = !reaped.is_empty();
         for (user_data, result) in reaped.drain(..) {
             let operation = self.slots.borrow_mut().release(user_data);
-            if let Some((client, token)) = operation {
+            if let Some(Operation { client, token, .. }) = operation {
                 client.complete(token, result);
             }
         }
@@ -263,6 +282,10 @@ impl Driver for Uring {
 
     fn in_flight(&self) -> usize {
         self.slots.borrow().in_flight()
+    }
+
+    fn waits_for_threads(&self) -> bool {
+        self.slots.borrow().in_threads > 0
     }
 
     fn park(&self, timeout: Option<Duration>) {
@@ -339,7 +362,7 @@ impl Future for Readable<'_> {
             let state = Rc::<PollState>::default();
             let entry = opcode::PollAdd::new(Fd(self.fd.as_raw_fd()), libc::POLLIN as u32).build();
             // SAFETY: a poll names no memory.
-            let operation = unsafe { self.uring.queue(entry, state.clone(), 0) };
+            let operation = unsafe { self.uring.queue(entry, state.clone(), 0, Carrier::Device) };
             self.poll = Some((operation, state));
         }
         let Some((_, state)) = &self.poll else { return Poll::Pending };

@@ -15,7 +15,7 @@
 //!
 //! Bytes of a loaded page behind the end of the file are zero.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use super::arena::Slot;
@@ -46,10 +46,21 @@ struct Chunk {
     synced: u64,
 }
 
+impl Chunk {
+    /// Pages that a sync has to see to.
+    fn unsynced(&self) -> u64 {
+        self.dirty & !self.synced
+    }
+}
+
 /// Pages by their number in the file.
 #[derive(Default)]
 pub(super) struct PageMap {
     chunks: BTreeMap<u64, Box<Chunk>>,
+    /// Chunks with [`Chunk::unsynced`] pages: a sync looks at no others.
+    unsynced: BTreeSet<u64>,
+    /// Pages being written.
+    writing: usize,
 }
 
 /// The bits of `pages` inside chunk `chunk`.
@@ -148,6 +159,7 @@ impl PageMap {
             return None;
         }
         let slot = chunk.slots[(page % CHUNK) as usize];
+        self.writing -= usize::from(chunk.writing & bit != 0);
         for word in [
             &mut chunk.present,
             &mut chunk.loaded,
@@ -158,6 +170,9 @@ impl PageMap {
             &mut chunk.synced,
         ] {
             *word &= !bit;
+        }
+        if chunk.unsynced() == 0 {
+            self.unsynced.remove(&number);
         }
         if chunk.present == 0 {
             self.chunks.remove(&number);
@@ -171,9 +186,18 @@ impl PageMap {
         if !state.loaded || state.dirty || state.writing { None } else { self.remove(page) }
     }
 
+    #[inline]
     fn update(&mut self, page: u64, change: impl FnOnce(&mut Chunk, u64)) {
-        let chunk = self.chunks.get_mut(&(page / CHUNK)).expect("a page with a slot");
-        change(chunk, 1 << (page % CHUNK));
+        let (number, bit) = (page / CHUNK, 1 << (page % CHUNK));
+        let chunk = self.chunks.get_mut(&number).expect("a page with a slot");
+        let (was_unsynced, was_written) = (chunk.unsynced() != 0, chunk.writing & bit != 0);
+        change(chunk, bit);
+        match (was_unsynced, chunk.unsynced() != 0) {
+            (false, true) => drop(self.unsynced.insert(number)),
+            (true, false) => drop(self.unsynced.remove(&number)),
+            (false, false) | (true, true) => {}
+        }
+        self.writing = self.writing + usize::from(chunk.writing & bit != 0) - usize::from(was_written);
     }
 
     /// The bytes of a page are valid.
@@ -236,9 +260,12 @@ impl PageMap {
 
     /// No page has to be written for the journal's sake any more.
     pub(super) fn forget_logged(&mut self) {
-        for chunk in self.chunks.values_mut() {
+        for (number, chunk) in &mut self.chunks {
             chunk.logged = 0;
             chunk.synced = 0;
+            if chunk.unsynced() != 0 {
+                self.unsynced.insert(*number);
+            }
         }
     }
 
@@ -252,15 +279,18 @@ impl PageMap {
     /// Dirty pages that the journal does not have as they are, with their slots. `None` if there are more than
     /// `most`, or if any page is being written.
     pub(super) fn unsynced(&self, most: usize) -> Option<Vec<(u64, Slot)>> {
+        if self.writing != 0 {
+            return None;
+        }
         let mut pages = Vec::new();
-        for (number, chunk) in &self.chunks {
-            if chunk.writing != 0 || pages.len() > most {
+        for number in &self.unsynced {
+            let chunk = &self.chunks[number];
+            pages.extend(bits(chunk.unsynced()).map(|bit| (number * CHUNK + bit, chunk.slots[bit as usize])));
+            if pages.len() > most {
                 return None;
             }
-            let unsynced = bits(chunk.dirty & !chunk.synced);
-            pages.extend(unsynced.map(|bit| (number * CHUNK + bit, chunk.slots[bit as usize])));
         }
-        (pages.len() <= most).then_some(pages)
+        Some(pages)
     }
 
     /// Present pages of `pages`, lowest first.
@@ -324,6 +354,8 @@ impl PageMap {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -335,6 +367,42 @@ mod tests {
         assert_eq!(mask(0, &(60..66)), 0b1111 << 60);
         assert_eq!(mask(0, &(5..5)), 0);
         assert_eq!(mask(0, &(0..u64::MAX)), u64::MAX);
+    }
+
+    /// What [`PageMap::unsynced`] tells, looked for in every chunk.
+    fn unsynced_by_looking(map: &PageMap) -> Option<Vec<(u64, Slot)>> {
+        let is_writing = map.chunks.values().any(|chunk| chunk.writing != 0);
+        let pages = map.present(&(0..u64::MAX)).into_iter().map(|page| (page, map.get(page)));
+        let unsynced = pages.filter(|(_, state)| state.dirty && !state.synced);
+        (!is_writing).then(|| unsynced.filter_map(|(page, state)| Some((page, state.slot?))).collect())
+    }
+
+    proptest! {
+        #[test]
+        fn what_a_sync_looks_at_is_what_is_unsynced(
+            steps in proptest::collection::vec((0..6_u8, 0..200_u64), 0..200),
+        ) {
+            let mut map = PageMap::default();
+            for (step, page) in steps {
+                let state = map.get(page);
+                match step {
+                    _ if state.slot.is_none() => {
+                        map.insert(page, Slot(page as u32));
+                        map.set_loaded(page, true);
+                    }
+                    0 => drop(map.set_dirty(page)),
+                    1 if state.dirty && !state.writing => map.begin_writing(page),
+                    2 if state.writing => map.end_writing(page, true),
+                    3 if state.dirty && !state.writing => map.set_logged(page, true),
+                    4 => drop(map.remove(page)),
+                    5 if page == 0 => map.forget_logged(),
+                    _ => {}
+                }
+                prop_assert_eq!(map.unsynced(usize::MAX), unsynced_by_looking(&map));
+            }
+            let all = unsynced_by_looking(&map).unwrap_or_default();
+            prop_assert!(all.is_empty() || map.unsynced(all.len() - 1).is_none());
+        }
     }
 
     #[test]

@@ -79,14 +79,20 @@ impl Checkpoint {
     /// 4. the superblock copy that the checkpoint before did not write, durable by FUA. From here on this
     ///    checkpoint counts.
     ///
+    /// `flush` is called for step 3, on a device that needs it.
+    ///
     /// # Errors
     /// The device's. It is then open which of the two checkpoints counts.
-    pub(super) async fn write(mut self, bdev: &Rc<dyn Bdev>) -> Result<Written, BdevError> {
+    pub(super) async fn write(
+        mut self,
+        bdev: &Rc<dyn Bdev>,
+        flush: impl AsyncFnOnce() -> Result<(), BdevError>,
+    ) -> Result<Written, BdevError> {
         let pointers = self.write_nodes(bdev).await?;
         self.superblock.root = resolve(&self.snapshot.root, &pointers);
         self.superblock.chunk_map = self.write_map(bdev).await?;
         if bdev.limits().volatile_cache {
-            bdev.flush().await?;
+            flush().await?;
         }
         write_superblock(bdev, &self.superblock).await?;
         Ok(Written { snapshot: self.snapshot, pointers, freed: self.freed, superblock: self.superblock })

@@ -6,10 +6,11 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
 
-use bdev::{Bdev, BdevError, Limits};
+use bdev::{AlignedBuf, Bdev, BdevError, IoBuffers, Limits, WriteFlags};
 use reactor::Reactor;
+use reactor::sync::join_all;
 
-use super::checkpoint::{Checkpoint, erase_superblocks, write_superblock};
+use super::checkpoint::{Checkpoint, buffer_align, erase_superblocks, write_superblock};
 use super::chunks::Chunks;
 use super::image::{Image, choose_superblock, read_superblocks};
 use super::journal::Journal;
@@ -52,6 +53,11 @@ pub struct MkfsOptions {
     /// Every block of file data gets a checksum.
     pub data_checksum: bool,
 }
+
+/// Length of a write of zeros, and how many are under way. Picked: long enough that a file system on the host finds few
+/// extents for all of them.
+const ZEROS_LEN: u64 = 1 << 20;
+const ZEROS_AT_A_TIME: usize = 4;
 
 impl Default for MkfsOptions {
     fn default() -> Self {
@@ -241,8 +247,10 @@ fn geometry(size: u64, device_block: u32, options: &MkfsOptions) -> Result<Super
 ///
 /// 1. both places of a superblock become zero, durably: a power cut later never finds superblocks of an older
 ///    file system whose nodes are overwritten already;
-/// 2. nodes and chunk map, FLUSH, the first superblock, durably;
-/// 3. the second one, durably. A power cut before leaves one valid copy, which is refused.
+/// 2. on a device that finds storage when a block is first written, zeros over the journal: else each commit of the
+///    first round through it would wait for that;
+/// 3. nodes and chunk map, FLUSH, the first superblock, durably;
+/// 4. the second one, durably. A power cut before leaves one valid copy, which is refused.
 ///
 /// # Errors
 /// See [`MkfsError`].
@@ -286,11 +294,35 @@ pub async fn mkfs(bdev: &Rc<dyn Bdev>, options: &MkfsOptions) -> Result<Superblo
     }
     let superblock = Superblock { free_blocks: space.free(), ..superblock };
     erase_superblocks(bdev).await?;
+    if bdev.limits().sparse {
+        fill_journal(bdev, &superblock).await?;
+    }
     let checkpoint = Checkpoint::cut(&mut tree, &mut chunks, &mut Vec::new(), superblock);
-    let superblock = checkpoint.write(bdev).await?.superblock;
+    let superblock = checkpoint.write(bdev, || bdev.flush()).await?.superblock;
     let second = Superblock { generation: superblock.generation + 1, ..superblock };
     write_superblock(bdev, &second).await?;
     Ok(second)
+}
+
+/// Writes zeros over the journal.
+async fn fill_journal(bdev: &Rc<dyn Bdev>, superblock: &Superblock) -> Result<(), BdevError> {
+    let unit = u64::from(superblock.block_size);
+    let start = superblock.journal_start * unit;
+    let end = start + superblock.journal_bytes();
+    let piece = ZEROS_LEN.min(bdev.limits().max_transfer as u64).max(unit) / unit * unit;
+    let zeros = Rc::new(AlignedBuf::zeroed(piece as usize, buffer_align(bdev)));
+    let zeros = IoBuffers::from_aligned(&zeros);
+    let mut at = start;
+    while at < end {
+        let pieces = (at..end).step_by(piece as usize).take(ZEROS_AT_A_TIME);
+        let writes = pieces.map(|at| {
+            let len = piece.min(end - at) as usize;
+            bdev.write(at, zeros.slice(0, len), WriteFlags::NONE)
+        });
+        join_all(writes).await.into_iter().collect::<Result<(), _>>()?;
+        at += piece * ZEROS_AT_A_TIME as u64;
+    }
+    Ok(())
 }
 
 fn plan_groups(tree: &Tree, superblock: &Superblock, plan: &mut Plan, start: u64, count: u64) {

@@ -19,7 +19,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 
-use bdev::{IoBuffers, WriteFlags};
+use bdev::{BdevError, IoBuffers, WriteFlags};
 use reactor::sync::Notify;
 
 use super::checkpoint::Checkpoint;
@@ -186,11 +186,12 @@ impl Store {
         Ok(())
     }
 
-    async fn flush(&self) -> Result<(), FsError> {
+    async fn flush(&self) -> Result<(), BdevError> {
         let number = self.flushes.started.get() + 1;
         self.flushes.started.set(number);
         self.bdev.flush().await?;
-        self.flushes.finished.set(number);
+        // One of a commit and one of a checkpoint may be under way together, and end in any order.
+        self.flushes.finished.set(self.flushes.finished.get().max(number));
         Ok(())
     }
 }
@@ -308,7 +309,7 @@ impl Store {
         &self,
         (checkpoint, position): (Checkpoint, u64),
     ) -> Result<(), FsError> {
-        let written = checkpoint.write(&self.bdev).await?;
+        let written = checkpoint.write(&self.bdev, || self.flush()).await?;
         self.generation.set(written.superblock.generation);
         self.checkpointed.set(written.superblock.last_txn);
         written.settle(&mut self.tree.borrow_mut(), &mut self.chunks.borrow_mut());

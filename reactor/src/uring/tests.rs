@@ -33,7 +33,7 @@ impl Client for Counter {
 fn queue_nops(uring: &Uring, client: &Rc<Counter>, count: u32) {
     for token in 0..count {
         // SAFETY: a no-op names no memory.
-        unsafe { uring.queue(opcode::Nop::new().build(), client.clone(), token) };
+        unsafe { uring.queue(opcode::Nop::new().build(), client.clone(), token, Carrier::Device) };
     }
 }
 
@@ -110,7 +110,7 @@ fn dropping_the_reactor_ends_waits_that_nothing_would_end() {
     let fd = event(0);
     let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), libc::POLLIN as u32).build();
     // SAFETY: a poll names no memory.
-    unsafe { uring.queue(entry, client.clone(), 0) };
+    unsafe { uring.queue(entry, client.clone(), 0, Carrier::Device) };
     reactor.turn();
     drop(reactor);
     assert_eq!((uring.in_flight(), client.result.get()), (0, -libc::ECANCELED));
@@ -163,7 +163,7 @@ fn a_sleeper_on_the_wake_descriptor_misses_no_completion() {
     for round in 0..ROUNDS {
         let read = opcode::Read::new(Fd(source.as_raw_fd()), counter.as_mut_ptr(), 8).build();
         // SAFETY: `counter` outlives the operation, for which this round waits.
-        unsafe { uring.queue(read, client.clone(), 0) };
+        unsafe { uring.queue(read, client.clone(), 0, Carrier::Device) };
         reactor.turn();
         ask.send(round).unwrap();
         while client.completed.get() <= round {

@@ -216,7 +216,7 @@ impl Poller {
     /// Nothing was to do: spins on, or sleeps.
     fn idle(&mut self) -> io::Result<()> {
         let now = Instant::now();
-        match self.pace.rest(now) {
+        match self.pace.rest(now, self.reactor.waits_for_threads()) {
             Rest::Spin => std::hint::spin_loop(),
             Rest::Sleep if self.sleep()? => self.pace.woke(now.elapsed()),
             Rest::Sleep => self.pace.worked(),
