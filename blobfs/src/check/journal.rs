@@ -11,7 +11,7 @@ use crate::ondisk::journal::{Record, TxnRecord, block_header, check_block, decod
 use crate::ondisk::node::item_len_max;
 use crate::ondisk::superblock::{COUNTER_MAX, JournalTail, Superblock};
 use crate::ondisk::{Key, Kind};
-use crate::store::{Logged, read, read_journal_block};
+use crate::store::{JournalReader, Logged, read};
 
 /// What the journal makes of an item.
 pub(super) struct Overlaid {
@@ -90,8 +90,9 @@ impl Journal {
             item_len_max: item_len_max(superblock.node_size as usize),
         };
         let unit = u64::from(superblock.block_size);
+        let mut reader = JournalReader::new(bdev, superblock);
         loop {
-            let (bytes, next) = match read_journal_block(bdev, superblock, journal.end).await {
+            let (bytes, next) = match reader.next(journal.end).await {
                 Ok(Some(found)) => found,
                 Ok(None) => break,
                 Err(error) => {

@@ -53,9 +53,7 @@ use crate::ondisk::{
     DirentRef, ExtentFlags, ExtentItem, InodeItem, Key, SLOT_BITS, SumGroup, Timestamp, block_sum,
     encode_dirent, name_hash,
 };
-use crate::store::{
-    Home, IDS_SKIPPED, Logged, OpenError, check_features, read, read_journal_block, write_homes,
-};
+use crate::store::{Home, IDS_SKIPPED, JournalReader, Logged, OpenError, check_features, read, write_homes};
 use crate::units::{BlockAddr, InodeId};
 
 /// Surveys after which a repair gives up. Real damage takes two to five.
@@ -484,7 +482,8 @@ impl<'a> Repairer<'a> {
             ..old.clone()
         };
         // The epoch of a damaged superblock may be an older one, the next of which has blocks in the journal.
-        while read_journal_block(self.subject.bdev, &superblock, superblock.tail)
+        while JournalReader::new(self.subject.bdev, &superblock)
+            .next(superblock.tail)
             .await
             .is_ok_and(|block| block.is_some())
         {

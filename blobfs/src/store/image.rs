@@ -133,7 +133,8 @@ impl Image {
 
     /// Applies the valid part of the journal: from the checkpoint's tail on, each block that is the next one.
     async fn replay(&mut self, bdev: &Rc<dyn Bdev>) -> Result<(), OpenError> {
-        while let Some((block, next)) = read_journal_block(bdev, &self.superblock, self.journal_end).await? {
+        let mut reader = JournalReader::new(bdev, &self.superblock);
+        while let Some((block, next)) = reader.next(self.journal_end).await? {
             self.apply_block(bdev, &block).await?;
             self.journal_end = next;
             self.replayed.blocks += 1;
@@ -197,48 +198,93 @@ impl Image {
     }
 }
 
-/// The valid journal block that follows `end`: at that place, or at the start when it did not fit there.
-/// With it comes the end behind it.
-pub(crate) async fn read_journal_block(
-    bdev: &Rc<dyn Bdev>,
-    superblock: &Superblock,
-    end: JournalTail,
-) -> Result<Option<(Vec<u8>, JournalTail)>, BdevError> {
-    for pos in [end.pos, 0] {
-        if let Some(found) = journal_block_at(bdev, superblock, end, pos).await? {
-            return Ok(Some(found));
-        }
-    }
-    Ok(None)
+/// Bytes of the journal that are read together, at most. Picked: a disk gives them about as fast as it can.
+const WINDOW_MAX: u64 = 1 << 20;
+
+/// Reads the journal block by block, with one read of the device for many.
+pub(crate) struct JournalReader {
+    bdev: Rc<dyn Bdev>,
+    superblock: Superblock,
+    /// Position in the area, and the bytes from there on.
+    window: (u64, Rc<AlignedBuf>),
+    /// Bytes to read next: more each time, since most mounts find an empty journal.
+    ahead: u64,
 }
 
-async fn journal_block_at(
-    bdev: &Rc<dyn Bdev>,
-    superblock: &Superblock,
-    end: JournalTail,
-    pos: u64,
-) -> Result<Option<(Vec<u8>, JournalTail)>, BdevError> {
-    let (area, unit) = (superblock.journal_bytes(), u64::from(superblock.block_size));
-    let start = superblock.journal_start * unit + pos;
-    if pos + unit > area {
-        return Ok(None);
+impl JournalReader {
+    pub(crate) fn new(bdev: &Rc<dyn Bdev>, superblock: &Superblock) -> Self {
+        Self {
+            bdev: bdev.clone(),
+            superblock: superblock.clone(),
+            window: (0, Rc::new(AlignedBuf::zeroed(0, buffer_align(bdev)))),
+            ahead: u64::from(superblock.block_size),
+        }
     }
-    let id = BlockId {
-        uuid: superblock.uuid,
-        epoch: superblock.epoch,
-        seq: end.seq,
-        previous_crc: end.previous_crc,
-    };
-    let head = read(bdev, start, unit as usize).await?;
-    let Some(len) = journal::block_len(&head, &id) else { return Ok(None) };
-    let padded = (len as u64).next_multiple_of(unit);
-    if pos + padded > area {
-        return Ok(None);
+
+    /// The valid journal block that follows `end`: at that place, or at the start when it did not fit there.
+    /// With it comes the end behind it.
+    pub(crate) async fn next(
+        &mut self,
+        end: JournalTail,
+    ) -> Result<Option<(Vec<u8>, JournalTail)>, BdevError> {
+        for pos in [end.pos, 0] {
+            if let Some(found) = self.block_at(end, pos).await? {
+                return Ok(Some(found));
+            }
+        }
+        Ok(None)
     }
-    let block = read(bdev, start, padded as usize).await?;
-    let Some(crc) = journal::check_block(&block[..len]) else { return Ok(None) };
-    let next = JournalTail { pos: pos + padded, seq: end.seq.wrapping_add(1), previous_crc: crc };
-    Ok(Some((block[..len].to_vec(), next)))
+
+    async fn block_at(
+        &mut self,
+        end: JournalTail,
+        pos: u64,
+    ) -> Result<Option<(Vec<u8>, JournalTail)>, BdevError> {
+        let (area, unit) = (self.superblock.journal_bytes(), u64::from(self.superblock.block_size));
+        if pos + unit > area {
+            return Ok(None);
+        }
+        let id = BlockId {
+            uuid: self.superblock.uuid,
+            epoch: self.superblock.epoch,
+            seq: end.seq,
+            previous_crc: end.previous_crc,
+        };
+        let head = self.bytes(pos, unit).await?;
+        let Some(len) = journal::block_len(head, &id) else { return Ok(None) };
+        let padded = (len as u64).next_multiple_of(unit);
+        if pos + padded > area {
+            return Ok(None);
+        }
+        let block = &self.bytes(pos, padded).await?[..len];
+        let Some(crc) = journal::check_block(block) else { return Ok(None) };
+        let next = JournalTail { pos: pos + padded, seq: end.seq.wrapping_add(1), previous_crc: crc };
+        Ok(Some((block.to_vec(), next)))
+    }
+
+    /// Bytes of the area.
+    async fn bytes(&mut self, pos: u64, len: u64) -> Result<&[u8], BdevError> {
+        let holds = |(start, bytes): &(u64, Rc<AlignedBuf>)| {
+            *start <= pos && pos + len <= *start + bytes.len() as u64
+        };
+        if !holds(&self.window) {
+            self.window = (pos, self.read(pos, len).await?);
+        }
+        let at = (pos - self.window.0) as usize;
+        Ok(&self.window.1[at..at + len as usize])
+    }
+
+    /// Reads `len` bytes and some behind them. Those are left out if there is an error in them: they may be of no use.
+    async fn read(&mut self, pos: u64, len: u64) -> Result<Rc<AlignedBuf>, BdevError> {
+        let area = self.superblock.journal_bytes();
+        let start = self.superblock.journal_start * u64::from(self.superblock.block_size);
+        let window = self.ahead.max(len).min(area - pos);
+        self.ahead = (2 * self.ahead).min(WINDOW_MAX);
+        match read(&self.bdev, start + pos, window as usize).await {
+            Err(_) if window > len => read(&self.bdev, start + pos, len as usize).await,
+            bytes => bytes,
+        }
+    }
 }
 
 async fn load_chunks(
