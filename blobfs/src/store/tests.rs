@@ -510,6 +510,59 @@ fn concurrent_syncs_share_a_commit() {
 }
 
 #[test]
+fn a_sync_needs_no_flush_for_what_a_checkpoint_has_flushed() {
+    let (disk, reactor, store) = fresh(2);
+    let flushes =
+        |disk: &SimDisk| disk.take_trace().iter().filter(|asked| asked.kind == OpKind::Flush).count();
+    let sync = |stamp| {
+        let inner = store.clone();
+        reactor.block_on(async move { inner.sync_data(inner.last_seq(), stamp).await }).unwrap();
+    };
+    let write = || {
+        let token = store.begin_write();
+        let block = IoBuffers::from_aligned(&filled(BLOCK as usize, 1));
+        let last = DEVICE - u64::from(BLOCK);
+        reactor.block_on(disk.write(last, block, WriteFlags::NONE)).unwrap();
+        token.end()
+    };
+    for (checkpoints, expected) in [(false, 1), (true, 0)] {
+        let stamp = write();
+        if checkpoints {
+            let inner = store.clone();
+            reactor.block_on(async move { inner.checkpoint().await }).unwrap();
+        }
+        disk.trace();
+        sync(stamp);
+        assert_eq!(flushes(&disk), expected, "behind a checkpoint: {checkpoints}");
+    }
+}
+
+#[test]
+fn a_new_journal_has_storage_behind_it_where_that_is_found_late() {
+    let disk = SimDisk::new(DEVICE, BLOCK, 1);
+    disk.trace();
+    make(&disk, &reactor());
+    let superblock = geometry_of(&disk);
+    let unit = u64::from(superblock.block_size);
+    let journal =
+        superblock.journal_start * unit..superblock.journal_start * unit + superblock.journal_bytes();
+    let written = disk.take_trace().into_iter().filter(|asked| {
+        asked.kind == OpKind::Write && journal.start <= asked.range.start && asked.range.end <= journal.end
+    });
+    assert_eq!(
+        written.map(|asked| asked.range.end - asked.range.start).sum::<u64>(),
+        superblock.journal_bytes()
+    );
+}
+
+/// What the superblock of a sound file system says.
+fn geometry_of(disk: &Rc<SimDisk>) -> Superblock {
+    let (bdev, reactor): (Rc<dyn Bdev>, _) = (disk.clone(), reactor());
+    let copies = reactor.block_on(async move { read_superblocks(&bdev).await }).unwrap();
+    choose_superblock(copies, false).unwrap()
+}
+
+#[test]
 fn a_readonly_store_writes_nothing_and_shows_the_journal() {
     let (disk, reactor, store) = fresh(2);
     let workload = run(&reactor, Workload::new(&store, 3), 40);
