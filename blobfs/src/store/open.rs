@@ -54,6 +54,10 @@ pub struct MkfsOptions {
     pub data_checksum: bool,
 }
 
+/// Bytes of a journal that are filled. Picked: four times the largest journal that is made unasked; what is behind them
+/// is found when it is first used.
+const FILLED_MAX: u64 = 256 << 20;
+
 /// Length of a write of zeros, and how many are under way. Picked: long enough that a file system on the host finds few
 /// extents for all of them.
 const ZEROS_LEN: u64 = 1 << 20;
@@ -304,11 +308,11 @@ pub async fn mkfs(bdev: &Rc<dyn Bdev>, options: &MkfsOptions) -> Result<Superblo
     Ok(second)
 }
 
-/// Writes zeros over the journal.
+/// Writes zeros over the journal, or as much of it as takes no time that somebody would have to be told about.
 async fn fill_journal(bdev: &Rc<dyn Bdev>, superblock: &Superblock) -> Result<(), BdevError> {
     let unit = u64::from(superblock.block_size);
     let start = superblock.journal_start * unit;
-    let end = start + superblock.journal_bytes();
+    let end = start + superblock.journal_bytes().min(FILLED_MAX);
     let piece = ZEROS_LEN.min(bdev.limits().max_transfer as u64).max(unit) / unit * unit;
     let zeros = Rc::new(AlignedBuf::zeroed(piece as usize, buffer_align(bdev)));
     let zeros = IoBuffers::from_aligned(&zeros);
