@@ -117,7 +117,7 @@ async fn write_all(fs: &Rc<Fs>, file: InodeId, len: u64, step: u64, flags: IoFla
     bytes.fill(0x5a);
     let bytes = IoBuffers::from_aligned(&Rc::new(bytes));
     for offset in (0..len).step_by(step as usize) {
-        fs.write(ctx.clone(), file, offset, bytes.clone(), flags).await?;
+        fs.write(ctx, file, offset, bytes.clone(), flags).await?;
     }
     fs.sync_all().await
 }
@@ -126,7 +126,7 @@ async fn write_all(fs: &Rc<Fs>, file: InodeId, len: u64, step: u64, flags: IoFla
 async fn change_all(fs: &Rc<Fs>, files: &[InodeId], count: u64) -> Result<(), FsError> {
     let ctx = context(fs);
     for (number, file) in (0..count).zip(files.iter().cycle()) {
-        let mode = if number / files.len() as u64 % 2 == 0 { 0o600 } else { 0o644 };
+        let mode = if (number / files.len() as u64).is_multiple_of(2) { 0o600 } else { 0o644 };
         let change = SetAttr { mode: Some(mode), ..SetAttr::default() };
         fs.run(|fs| fs.set_attr(&ctx, *file, &change)).await?;
     }
