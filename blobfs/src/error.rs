@@ -129,6 +129,9 @@ pub enum FsError {
     /// The device failed.
     #[error(transparent)]
     Device(#[from] BdevError),
+    /// Data of a file that does not have its checksum: to its reader it is as if the device did not give it.
+    #[error(transparent)]
+    WrongData(Corruption),
     /// The device holds damaged data.
     #[error(transparent)]
     Corrupt(#[from] Corruption),

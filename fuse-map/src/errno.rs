@@ -34,7 +34,7 @@ impl From<FsError> for Errno {
             FsError::NoData => libc::ENXIO,
             FsError::OutOfMemory => libc::ENOMEM,
             FsError::Interrupted => libc::EINTR,
-            FsError::Device(_) => libc::EIO,
+            FsError::Device(_) | FsError::WrongData(_) => libc::EIO,
             FsError::Corrupt(_) => libc::EUCLEAN,
         })
     }

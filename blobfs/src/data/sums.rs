@@ -239,7 +239,7 @@ impl Fs {
     /// Compares blocks that were read with their checksums, if there are any. What is wrong is logged.
     ///
     /// # Errors
-    /// Corruption.
+    /// [`FsError::WrongData`].
     pub(crate) fn verify(&self, read: &ReadBlocks<'_>, bytes: &[u8]) -> Result<(), FsError> {
         let found = bytes.chunks_exact(self.store.block_size() as usize).map(block_sum);
         self.wrong_blocks(read, found).into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
@@ -272,7 +272,7 @@ impl Fs {
             tracing::error!(inode, offset, block, expected, found, "{what} does not have its checksum");
         }
         let problem = format!("checksum {found} instead of {expected}, byte {offset} of inode {inode}");
-        Corruption { structure: "file data", offset: block * block_size, problem }.into()
+        FsError::WrongData(Corruption { structure: "file data", offset: block * block_size, problem })
     }
 }
 

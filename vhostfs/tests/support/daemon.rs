@@ -76,12 +76,13 @@ impl Daemon {
         rustix::process::kill_process(pid, signal).unwrap();
     }
 
-    /// SIGTERM: it leaves a clean image and exits 0.
-    pub fn stop(mut self) {
+    /// SIGTERM: it leaves a clean image and exits 0. Gives what it has logged since it was ready.
+    pub fn stop(mut self) -> String {
         self.signal(libc::SIGTERM);
         let mut rest = String::new();
         self.log.read_to_string(&mut rest).unwrap();
         assert_eq!(self.child.wait().unwrap().code(), Some(0), "{rest}");
+        rest
     }
 }
 

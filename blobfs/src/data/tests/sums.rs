@@ -5,7 +5,6 @@ use bdev::{Io, Limits, WriteFlags};
 
 use super::*;
 use crate::check::{check, scrub};
-use crate::error::Corruption;
 use crate::fs::XattrMode;
 
 const LEN: usize = 1 << 20;
@@ -26,8 +25,7 @@ fn check_clean(mount: &Mount) {
 }
 
 fn is_wrong<T: std::fmt::Debug>(result: Result<T, FsError>) {
-    let is_data = |error: &Corruption| error.structure == "file data";
-    assert!(matches!(&result, Err(FsError::Corrupt(error)) if is_data(error)), "{result:?}");
+    assert!(matches!(result, Err(FsError::WrongData(_))), "{result:?}");
 }
 
 /// A file of [`LEN`] sevens that is not cached.
