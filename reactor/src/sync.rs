@@ -35,11 +35,6 @@ impl Notify {
         }
     }
 
-    /// Whether anybody waits.
-    pub fn has_waiters(&self) -> bool {
-        !self.inner.waiters.borrow().is_empty()
-    }
-
     /// A future that is ready after the next [`Notify::notify_all`] that follows this call.
     pub fn notified(&self) -> Notified {
         Notified { inner: self.inner.clone(), round: self.inner.round.get() }

@@ -519,6 +519,10 @@ impl Census {
         if !file_block.is_multiple_of(SUM_GROUP_BLOCKS) {
             return found("do not begin with a group", Remedy::safe("removed").and_delete(key));
         }
+        let byte = file_block.checked_mul(u64::from(self.superblock.block_size));
+        if byte.is_none_or(|byte| byte > FILE_SIZE_MAX) {
+            return found("lie behind the end of the largest file", Remedy::safe("removed").and_delete(key));
+        }
         if self.owner.partial {
             return;
         }

@@ -1,13 +1,15 @@
 //! The journal on top of the checkpoint, without changing either: what each item becomes.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use bdev::{Bdev, BdevError};
 
 use super::finding::{Finding, Findings};
 use super::remedy::Remedy;
-use crate::ondisk::journal::{Record, TxnRecord, block_header, check_block, decode_block};
+use crate::ondisk::journal::{BlockId, Record, TxnRecord, block_header, check_block, decode_block};
 use crate::ondisk::node::item_len_max;
 use crate::ondisk::superblock::{COUNTER_MAX, JournalTail, Superblock};
 use crate::ondisk::{Key, Kind};
@@ -214,6 +216,40 @@ async fn later_block(
     superblock: &Superblock,
     end: JournalTail,
 ) -> Result<Option<u64>, BdevError> {
+    let later = |id: &BlockId| id.epoch == superblock.epoch && id.seq > end.seq;
+    let mut found = None;
+    scan_blocks(bdev, superblock, later, |id| {
+        found = Some(id.seq);
+        ControlFlow::Break(())
+    })
+    .await?;
+    Ok(found)
+}
+
+/// The newest epoch that is in use: the superblock's, or one that a block anywhere in the journal has.
+///
+/// # Errors
+/// The device's.
+pub(super) async fn newest_epoch(bdev: &Rc<dyn Bdev>, superblock: &Superblock) -> Result<u64, BdevError> {
+    let newest = Cell::new(superblock.epoch);
+    // No mount had a larger one than COUNTER_MAX.
+    let newer = |id: &BlockId| id.epoch > newest.get() && id.epoch < COUNTER_MAX;
+    scan_blocks(bdev, superblock, newer, |id| {
+        newest.set(id.epoch);
+        ControlFlow::Continue(())
+    })
+    .await?;
+    Ok(newest.get())
+}
+
+/// Calls `each` for the blocks of this file system in the journal's area that are wanted and valid, in the order of their
+/// places.
+async fn scan_blocks(
+    bdev: &Rc<dyn Bdev>,
+    superblock: &Superblock,
+    is_wanted: impl Fn(&BlockId) -> bool,
+    mut each: impl FnMut(&BlockId) -> ControlFlow<()>,
+) -> Result<(), BdevError> {
     let unit = superblock.block_size as usize;
     let (start, area) = (superblock.journal_start * unit as u64, superblock.journal_bytes());
     let mut pos = 0;
@@ -221,20 +257,19 @@ async fn later_block(
         let window = read(bdev, start + pos, WINDOW_LEN.min(area - pos) as usize).await?;
         for at in (0..window.len()).step_by(unit) {
             let Some((id, len)) = block_header(&window[at..]) else { continue };
-            let ours = id.uuid == superblock.uuid && id.epoch == superblock.epoch && id.seq > end.seq;
             let place = pos + at as u64;
             let padded = len.next_multiple_of(unit) as u64;
-            if !ours || padded > area - place {
+            if id.uuid != superblock.uuid || !is_wanted(&id) || padded > area - place {
                 continue;
             }
             let block = read(bdev, start + place, padded as usize).await?;
-            if check_block(&block[..len]).is_some() {
-                return Ok(Some(id.seq));
+            if check_block(&block[..len]).is_some() && each(&id).is_break() {
+                return Ok(());
             }
         }
         pos += window.len() as u64;
     }
-    Ok(None)
+    Ok(())
 }
 
 /// Bytes of the journal that are looked at together; a multiple of every block size.

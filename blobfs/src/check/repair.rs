@@ -40,6 +40,7 @@ use serde::Serialize;
 use super::edits::Edits;
 use super::finding::{FINDINGS_MAX, Finding, Findings};
 use super::items::{Census, DT_DIR, LOST_AND_FOUND, LoggedHome, Presence, SLOT_MAX};
+use super::journal::newest_epoch;
 use super::remedy::{Change, InodeEdit, ItemEdit, Remedy};
 use super::superblocks::{self, Choice};
 use super::survey::{Subject, Survey, check_logged, check_owners};
@@ -53,7 +54,7 @@ use crate::ondisk::{
     DirentRef, ExtentFlags, ExtentItem, InodeItem, Key, SLOT_BITS, SumGroup, Timestamp, block_sum,
     encode_dirent, name_hash,
 };
-use crate::store::{Home, IDS_SKIPPED, JournalReader, Logged, OpenError, check_features, read, write_homes};
+use crate::store::{Home, IDS_SKIPPED, Logged, OpenError, check_features, read, write_homes};
 use crate::units::{BlockAddr, InodeId};
 
 /// Surveys after which a repair gives up. Real damage takes two to five.
@@ -459,7 +460,7 @@ impl<'a> Repairer<'a> {
 
     /// Writes the result.
     async fn write(
-        self,
+        mut self,
         survey: Survey,
         copy: usize,
         both: bool,
@@ -468,27 +469,27 @@ impl<'a> Repairer<'a> {
         let old = &self.subject.superblock;
         // Numbers of transactions that were not durable must not come back.
         let skipped = if old.clean { 0 } else { IDS_SKIPPED };
+        // Those of damaged superblocks may be older than what is in the journal, all of which must never be replayed.
+        let newest_epoch = match newest_epoch(self.subject.bdev, old).await {
+            Ok(newest) => newest,
+            Err(_) => {
+                self.subject.journal.unreadable = true;
+                old.epoch
+            }
+        };
         // A newer superblock that was lost may have had the next epochs.
         let epochs = if both { 1 } else { 1 << 20 };
         // The copy that counts is written last, so the new generation is of the other one.
         let step = if (old.generation + 1) % 2 == copy as u64 { 2 } else { 1 };
-        let mut superblock = Superblock {
+        let superblock = Superblock {
             generation: old.generation + step,
-            epoch: old.epoch + epochs,
+            epoch: (newest_epoch + epochs).min(COUNTER_MAX),
             clean: true,
             tail: self.subject.journal.end,
             next_id: (self.next_id + skipped).min(COUNTER_MAX),
             last_txn: self.subject.journal.last_txn,
             ..old.clone()
         };
-        // The epoch of a damaged superblock may be an older one, the next of which has blocks in the journal.
-        while JournalReader::new(self.subject.bdev, &superblock)
-            .next(superblock.tail)
-            .await
-            .is_ok_and(|block| block.is_some())
-        {
-            superblock.epoch += 1;
-        }
         write_logged(self.subject.bdev, &self.subject.journal.logged, &survey.census.homes)
             .await
             .map_err(|error| OpenError::Failed(error.into()))?;

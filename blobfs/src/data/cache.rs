@@ -199,9 +199,7 @@ impl Fs {
     /// Gives a slot back whose page is in no file any more and has nothing reserved.
     pub(super) fn free_slot(&self, slot: Slot) {
         self.cache.slots.borrow_mut().free.push(slot);
-        if self.cache.relieved.has_waiters() {
-            self.cache.relieved.notify_all();
-        }
+        self.cache.relieved.notify_all();
     }
 
     /// Takes pages out of a file, whatever their state. Nobody may be reading or writing them.

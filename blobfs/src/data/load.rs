@@ -71,10 +71,12 @@ impl Fs {
                 inode.data.changed().await;
                 continue;
             }
+            // Before the look for room: other loads may end between that and the wait.
+            let relieved = self.cache.relieved.notified();
             let (fs, file, range) = (self.clone(), inode.clone(), pages.clone());
             let task = self.store.reactor().spawn(async move { fs.load_absent(&file, range).await });
             if !task.await? {
-                self.relief().await;
+                self.relief(relieved).await;
             }
         }
     }
@@ -125,9 +127,7 @@ impl Fs {
             }
         }
         inode.data.notify();
-        if self.cache.relieved.has_waiters() {
-            self.cache.relieved.notify_all();
-        }
+        self.cache.relieved.notify_all();
         // A reader that comes to one of the others will meet its error.
         pages.swap_remove(0).map(|_| true)
     }

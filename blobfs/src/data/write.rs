@@ -270,7 +270,7 @@ impl Fs {
                 }
                 Err(Need::Growth(size)) => Box::pin(self.prepare_growth(inode, size)).await?,
                 Err(Need::WriteBack(page)) => self.write_back(inode, page..page + 1).await?,
-                Err(Need::Relief) => self.relief().await,
+                Err(Need::Relief) => self.relief(self.cache.relieved.notified()).await,
                 Err(Need::Store(wait)) => self.wait(wait).await?,
             }
         }

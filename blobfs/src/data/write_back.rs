@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bdev::{IoBuffers, WriteFlags};
 use reactor::JoinHandle;
-use reactor::sync::join_all;
+use reactor::sync::{Notified, join_all};
 
 use super::arena::Slot;
 use super::extent::{Remap, Stored};
@@ -598,9 +598,9 @@ impl Fs {
 
 /// When it happens.
 impl Fs {
-    /// Waits until some pages have become clean or loaded.
-    pub(super) async fn relief(self: &Rc<Self>) {
-        let relieved = self.cache.relieved.notified();
+    /// Waits until some pages have become clean or loaded since `relieved` was made: that is, since before it was seen
+    /// that there is no room.
+    pub(super) async fn relief(self: &Rc<Self>, relieved: Notified) {
         // Else pages are being loaded: a flush with nothing to do would end at once, and so would this.
         if self.cache.has_unwritten() {
             self.start_flush();

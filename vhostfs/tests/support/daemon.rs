@@ -86,6 +86,14 @@ impl Daemon {
     }
 }
 
+impl Drop for Daemon {
+    /// A failed test leaves none behind.
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// A guest that kicks after each request and waits for its answer.
 pub struct DaemonGuest {
     frontend: Frontend,

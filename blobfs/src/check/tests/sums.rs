@@ -50,6 +50,12 @@ fn checksums_of_what_is_no_data_are_found() {
     let sample = Sample::with_sums();
     assert_eq!(found(&sample, |group| group.0[20] = 9), [checksums(&sample, GROUP, extra)]);
 
+    // At the largest key that is the begin of a group.
+    let sample = Sample::with_sums();
+    let far = u64::MAX - (SUM_GROUP_BLOCKS - 1);
+    let behind = sample.found(|_, txn| txn.put(Key::sums(MapId(sample.file.0), far), &[1; 8]));
+    assert_eq!(behind, [checksums(&sample, far, "lie behind the end of the largest file")]);
+
     // A group without any block, and a map that nobody has.
     let sample = Sample::with_sums();
     let empty = sample.found(|_, txn| txn.put(Key::sums(MapId(sample.file.0), 640), &[1; 8]));

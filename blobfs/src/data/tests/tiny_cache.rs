@@ -56,3 +56,48 @@ fn writers_that_want_the_same_few_pages_all_end() {
         assert!(content == expected, "{pages} pages");
     }
 }
+
+/// Nothing is dirty and no timer runs: whoever finds every page taken is woken by the loads of the others alone.
+#[test]
+fn readers_that_want_the_same_few_pages_all_end() {
+    const PAGES: usize = 8;
+    const PIECE: usize = 3 * 4096;
+    for seed in 0..40 {
+        let (mount, inode) = mount_with(PAGES, 64 * PIECE);
+        let (fs, ctx, reactor) = (mount.fs.clone(), mount.ctx, mount.reactor.clone());
+        mount.reactor.block_on(async move {
+            // The access time is newer than all else now, and durable.
+            reactor.sleep(Duration::from_secs(1)).await;
+            read(&fs, ctx, inode, 0, 1, BUFFERED).await;
+            fs.sync_all().await.unwrap();
+            reactor.sleep(Duration::from_secs(20)).await;
+        });
+        let begin = mount.reactor.clock().monotonic();
+        let clients = (0..6).map(|client| {
+            let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+            let mut rng = StdRng::seed_from_u64(100 * seed + client);
+            async move {
+                for _ in 0..60 {
+                    let offset = rng.random_range(0..60 * PIECE as u64);
+                    let got = read(&fs, ctx, inode, offset, PIECE, BUFFERED).await;
+                    assert!(got == vec![1; PIECE]);
+                }
+            }
+        });
+        mount.reactor.block_on(join_all(clients.collect::<Vec<_>>()));
+        // A timer of seconds would have been another way out.
+        let took = mount.reactor.clock().monotonic() - begin;
+        assert!(took < Duration::from_secs(2), "seed {seed}: {took:?}");
+    }
+}
+
+#[test]
+fn a_load_that_ends_between_the_look_for_room_and_the_wait_is_not_missed() {
+    let (mount, inode) = mount_with(8, 4096);
+    let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+    mount.reactor.block_on(async move {
+        let relieved = fs.cache.relieved.notified();
+        read(&fs, ctx, inode, 0, 4096, BUFFERED).await;
+        fs.relief(relieved).await;
+    });
+}
