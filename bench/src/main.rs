@@ -22,7 +22,8 @@ use vhostfs_bench::{
 /// Measure vhostfs against virtiofsd.
 ///
 /// Rows come in tables: round-trip (a synthetic guest on one core, the server on the other), uml-file and uml-memory (a
-/// User-Mode Linux guest and the server on one core), uml-two-cores, checksums (what they cost) and footprint. Without --only all are measured.
+/// User-Mode Linux guest and the server on one core), uml-two-cores, checksums (what they cost) and footprint. Without
+/// --only all are measured.
 ///
 /// Machines are noisy: only figures of one run are compared with each other, and the machine should be otherwise
 /// idle. The range of the rounds is in the JSON.

@@ -2,8 +2,8 @@
 //!
 //! A check reads all metadata and proves that it fits together; data is only named by it. A scrub then reads
 //! every block that an extent maps, in the order in which they lie on the device, compares it with its checksum if the
-//! file system has such, and says which file and offset each bad one belongs to. Blocks that are allocated but were never written are not read:
-//! nobody would see what they hold.
+//! file system has such, and says which file and offset each bad one belongs to. Blocks that are allocated but were
+//! never written are not read: nobody would see what they hold.
 //!
 //! Nothing is written. Whoever is told early can restore the file, or have the disk replaced, while a good
 //! copy exists elsewhere.

@@ -542,10 +542,10 @@ impl Store {
         2 * self.reserve_nodes + self.dirty_max.get().min(self.tree.borrow().live())
     }
 
-    /// Whether deletions have left so many places unused that a checkpoint should give chunks back now, rather than
-    /// when it is due anyway: without it, `statfs` would show less free space than there is for as long as little
+    /// Notes how many places are unused. True when deletions have left so many that a checkpoint should give chunks
+    /// back now, rather than when it is due anyway: without it, `statfs` would show less free space than there is for as long as little
     /// happens. The share of the nodes in use makes it few checkpoints while very many files are deleted.
-    fn holds_too_much(&self) -> bool {
+    fn notes_surplus(&self) -> bool {
         let surplus = self.surplus();
         let most = self.surplus_max.get().min(surplus_max(surplus));
         self.surplus_max.set(most);
@@ -690,7 +690,7 @@ impl Store {
         }
         let due = self.journal.borrow().is_half_full()
             || self.tree.borrow().dirty() > self.dirty_max.get() / 2
-            || self.holds_too_much();
+            || self.notes_surplus();
         if due && !self.checkpoints.is_running() {
             this.start_checkpoint(false);
         }
