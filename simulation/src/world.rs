@@ -280,6 +280,12 @@ impl World {
         self.reactor.block_on(async move { client.content(id).await })
     }
 
+    /// Content of a file as far as it can be read, a block at a time: what cannot be read is left out.
+    pub(crate) fn readable(&self, id: InodeId, block: u32, direct: bool) -> Result<Content, FsError> {
+        let client = self.client.clone();
+        self.reactor.block_on(async move { client.readable(id, u64::from(block), direct).await })
+    }
+
     /// Everything that can be reached from the root, and the files that the client knows.
     pub(crate) fn walk(&self, nameless: &[InodeId]) -> Result<State, FsError> {
         let (client, nameless) = (self.client.clone(), nameless.to_vec());
@@ -585,6 +591,30 @@ impl Client {
             }
             content.fill(at, &bytes);
             at += bytes.len() as u64;
+        }
+        Ok(content)
+    }
+
+    /// See [`World::readable`]. Holes are left out, too, as far as the file says where they are.
+    async fn readable(&self, id: InodeId, block: u64, direct: bool) -> Result<Content, FsError> {
+        let size = self.call(move |fs, ctx| fs.get_attr(ctx, id)).await?.size;
+        let flags = IoFlags { direct, ..IoFlags::default() };
+        let mut content = Content::default();
+        content.resize(size);
+        let mut at = 0;
+        while at < size {
+            let Ok(data) = self.call(move |fs, ctx| fs.seek(ctx, id, at, SeekTarget::Data)).await else {
+                break;
+            };
+            let hole = self.call(move |fs, ctx| fs.seek(ctx, id, data, SeekTarget::Hole)).await?;
+            at = data / block * block;
+            while at < hole {
+                let len = block.min(size - at) as usize;
+                if let Ok(bytes) = self.read_as(id, at, len, flags).await {
+                    content.fill(at, &bytes);
+                }
+                at += block;
+            }
         }
         Ok(content)
     }
