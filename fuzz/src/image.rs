@@ -51,7 +51,7 @@ pub fn run(input: Input) {
         is_sound = repair_image(&device);
     }
     // What blocks of data hold is not the checker's business; where they have checksums, it is that of a scrub.
-    let is_whole = is_sound && scrub_image(&device);
+    let is_whole = scrub_image(&device, is_sound);
     let used = use_image(&device, input.readonly);
     if let Err(error) = &used
         && speaks_of_damage(error)
@@ -64,10 +64,13 @@ pub fn run(input: Input) {
     }
 }
 
-/// Reads all data of a sound image; whether it is as its checksums say.
-fn scrub_image(device: &Rc<dyn Bdev>) -> bool {
+/// Reads all data of an image; whether all is as the checksums say. Of a damaged one nothing is asked, as above.
+fn scrub_image(device: &Rc<dyn Bdev>, is_sound: bool) -> bool {
     let device = device.clone();
     let report = new_reactor().block_on(async move { scrub(&device, &mut |_| ()).await });
+    if !is_sound {
+        return false;
+    }
     let report = report.expect("a sound image can be scrubbed");
     assert!(report.check.is_clean(), "the checker found nothing, but the scrub: {:?}", report.check.findings);
     report.is_clean()

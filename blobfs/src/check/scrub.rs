@@ -8,7 +8,6 @@
 //! Nothing is written. Whoever is told early can restore the file, or have the disk replaced, while a good
 //! copy exists elsewhere.
 
-use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use bdev::{AlignedBuf, Bdev, BdevError};
@@ -24,7 +23,8 @@ use super::survey::Subject;
 use super::{Progress, Report};
 use crate::ondisk::superblock::Superblock;
 use crate::ondisk::{
-    DirentRef, ExtentFlags, ExtentItem, InodeItem, Key, Kind, SUM_GROUP_BLOCKS, SumGroup, XattrRef, block_sum,
+    DirentRef, ExtentFlags, ExtentItem, FILE_SIZE_MAX, InodeItem, Key, Kind, SUM_GROUP_BLOCKS, SumGroup,
+    XattrRef, block_sum,
 };
 use crate::store::{OpenError, check_features, in_data_area, read};
 use crate::units::InodeId;
@@ -35,8 +35,18 @@ const READ_LEN: u64 = 1 << 20;
 /// Reads that are under way at the same time: enough to keep a disk busy.
 const READS_AT_A_TIME: usize = 8;
 
-/// Blocks whose checksums are in memory at the same time: 64 MiB of them. The tree is walked once for so many.
-const SUMS_AT_A_TIME: u64 = 16 << 20;
+/// What is in memory at the same time beside the list of extents. The tree is walked once for so much, to collect the
+/// checksums. Picked: few walks, and about 200 MiB at most.
+const BATCH_MAX: BatchMax = BatchMax { blocks: 16 << 20, parts: 4 << 20 };
+
+/// Bounds of a [`Batch`]; the last part may go beyond the first one.
+#[derive(Debug, Clone, Copy)]
+struct BatchMax {
+    /// Blocks, each with a checksum of four bytes.
+    blocks: u64,
+    /// Parts, of which an extent of one block is one: 36 bytes each.
+    parts: usize,
+}
 
 /// How far a scrub has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,9 +124,9 @@ pub async fn scrub(
     let check = subject.check(findings, &mut inodes, &mut metadata).await;
     let extents = Extent::all(&mut subject).await;
     let mut reader = Reader::new(bdev, &subject.superblock, &extents);
-    for some in reader.parts(&extents) {
-        let sums = Sums::of(&mut subject, &some).await;
-        reader.read(&some, &sums, progress).await;
+    for mut batch in Batch::all(&extents, reader.part_blocks, BATCH_MAX) {
+        batch.load_sums(&mut subject).await;
+        reader.read(&batch, progress).await;
     }
     let bad = std::mem::take(&mut reader.bad);
     Ok(ScrubReport {
@@ -137,9 +147,11 @@ struct Extent {
 }
 
 impl Extent {
-    /// All extents that hold data, in the order in which they lie on the device.
+    /// All extents that hold data, in the order in which they lie on the device. Those that cannot be, which the check
+    /// has found, are left out: no file reaches beyond [`FILE_SIZE_MAX`], and no data beyond the device.
     async fn all(subject: &mut Subject<'_>) -> Vec<Self> {
         let superblock = subject.superblock.clone();
+        let file_end = FILE_SIZE_MAX.div_ceil(u64::from(superblock.block_size));
         let mut extents = Vec::new();
         let each = &mut |key: &Key, value: &[u8]| {
             if key.kind != Kind::Extent {
@@ -148,7 +160,9 @@ impl Extent {
             let Some(item) = ExtentItem::decode(value) else { return };
             let range = item.device_range();
             let (start, count) = (range.start.0, u64::from(range.count));
-            if in_data_area(&superblock, start, count) && !item.flags.contains(ExtentFlags::UNWRITTEN) {
+            let in_file = key.offset.checked_add(count).is_some_and(|end| end <= file_end);
+            let written = !item.flags.contains(ExtentFlags::UNWRITTEN);
+            if in_file && written && in_data_area(&superblock, start, count) {
                 extents.push(Self { start, count, map: key.owner, file_block: key.offset });
             }
         };
@@ -172,52 +186,102 @@ impl Extent {
     }
 }
 
-/// Checksums of some extents.
-#[derive(Default)]
-struct Sums {
-    /// By map and file block: how many blocks, and where their checksums begin.
-    places: BTreeMap<(u64, u64), (u64, usize)>,
-    /// 0 for blocks that have none.
+/// Blocks of an extent that are read at once.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    start: u64,
+    map: u64,
+    file_block: u64,
+    count: u32,
+    /// Where its checksums begin in [`Batch::sums`].
+    sums_at: u32,
+}
+
+impl Part {
+    /// Its place in the order in which the tree has the checksums.
+    fn file_place(&self) -> (u64, u64) {
+        (self.map, self.file_block)
+    }
+
+    fn file_end(&self) -> u64 {
+        self.file_block + u64::from(self.count)
+    }
+}
+
+/// Parts that are read between two walks of the tree, in the order in which they lie on the device, with their
+/// checksums.
+struct Batch {
+    parts: Vec<Part>,
+    blocks: u64,
+    /// Indices of the parts in the order of [`Part::file_place`].
+    by_file: Vec<u32>,
+    /// 0 for blocks that have none; nothing at all on a file system without.
     sums: Vec<u32>,
 }
 
-impl Sums {
-    /// The checksums of `extents`; none at all on a file system without.
-    async fn of(subject: &mut Subject<'_>, extents: &[Extent]) -> Self {
-        let mut all = Self::default();
+impl Batch {
+    /// All extents in parts of at most `part_blocks`.
+    fn all(extents: &[Extent], part_blocks: u32, max: BatchMax) -> impl Iterator<Item = Self> {
+        let step = u64::from(part_blocks);
+        let mut parts = extents.iter().flat_map(move |extent| {
+            (0..extent.count.div_ceil(step)).map(move |number| Part {
+                start: extent.start + number * step,
+                map: extent.map,
+                file_block: extent.file_block + number * step,
+                count: step.min(extent.count - number * step) as u32,
+                sums_at: 0,
+            })
+        });
+        std::iter::from_fn(move || {
+            let mut batch = Self { parts: Vec::new(), blocks: 0, by_file: Vec::new(), sums: Vec::new() };
+            while batch.blocks < max.blocks
+                && batch.parts.len() < max.parts
+                && let Some(part) = parts.next()
+            {
+                batch.parts.push(Part { sums_at: batch.blocks as u32, ..part });
+                batch.blocks += u64::from(part.count);
+            }
+            (!batch.parts.is_empty()).then_some(batch)
+        })
+    }
+
+    async fn load_sums(&mut self, subject: &mut Subject<'_>) {
         if !subject.superblock.has_data_sums() {
-            return all;
+            return;
         }
-        for extent in extents {
-            all.places.insert((extent.map, extent.file_block), (extent.count, all.sums.len()));
-            all.sums.resize(all.sums.len() + extent.count as usize, 0);
-        }
+        self.expect_sums();
         let each = &mut |key: &Key, value: &[u8]| {
             if key.kind == Kind::Checksum
                 && let Some(group) = SumGroup::decode(value)
             {
-                all.add(key.owner, key.offset, &group);
+                self.add_group(key.owner, key.offset, &group);
             }
         };
         subject.each_item(&Edits::default(), each).await;
-        all
     }
 
-    fn add(&mut self, map: u64, group: u64, SumGroup(known): &SumGroup) {
+    fn expect_sums(&mut self) {
+        self.sums = vec![0; self.blocks as usize];
+        self.by_file = (0..self.parts.len() as u32).collect();
+        self.by_file.sort_unstable_by_key(|index| self.parts[*index as usize].file_place());
+    }
+
+    fn add_group(&mut self, map: u64, group: u64, SumGroup(known): &SumGroup) {
         let end = group.saturating_add(SUM_GROUP_BLOCKS);
-        let touched = self.places.range((map, 0)..(map, end)).rev();
-        for ((_, start), (count, at)) in touched.take_while(|((_, start), (count, _))| start + count > group)
-        {
-            for block in group.max(*start)..end.min(start + count) {
-                self.sums[at + (block - start) as usize] = known[(block - group) as usize];
+        let part = |index: &u32| &self.parts[*index as usize];
+        let before_end = self.by_file.partition_point(|index| part(index).file_place() < (map, end));
+        let touched = self.by_file[..before_end].iter().rev().map(part);
+        for part in touched.take_while(|part| part.map == map && part.file_end() > group) {
+            for block in group.max(part.file_block)..end.min(part.file_end()) {
+                let at = u64::from(part.sums_at) + (block - part.file_block);
+                self.sums[at as usize] = known[(block - group) as usize];
             }
         }
     }
 
-    /// Those of a part of an extent, which begins at a place that [`Sums::of`] was told.
-    fn part(&self, extent: &Extent) -> &[u32] {
-        let place = self.places.get(&(extent.map, extent.file_block));
-        place.map_or(&[], |(count, at)| &self.sums[*at..at + *count as usize])
+    fn sums_of(&self, part: &Part) -> &[u32] {
+        let at = part.sums_at as usize;
+        self.sums.get(at..at + part.count as usize).unwrap_or_default()
     }
 }
 
@@ -246,7 +310,7 @@ struct BadRun {
 struct Reader<'a> {
     bdev: &'a Rc<dyn Bdev>,
     block_size: u64,
-    part_blocks: u64,
+    part_blocks: u32,
     total: u64,
     done: u64,
     bad: Vec<BadRun>,
@@ -260,7 +324,7 @@ impl<'a> Reader<'a> {
         Self {
             bdev,
             block_size,
-            part_blocks: (part / block_size).max(1),
+            part_blocks: (part / block_size).max(1) as u32,
             total: extents.iter().map(|extent| extent.count * block_size).sum(),
             done: 0,
             bad: Vec::new(),
@@ -268,39 +332,17 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Extents in parts that are read at once, so many together as have their checksums in memory.
-    fn parts<'e>(&self, extents: &'e [Extent]) -> impl Iterator<Item = Vec<Extent>> + use<'e> {
-        let step = self.part_blocks;
-        let mut parts = extents.iter().flat_map(move |extent| {
-            (0..extent.count.div_ceil(step)).map(move |number| Extent {
-                start: extent.start + number * step,
-                count: step.min(extent.count - number * step),
-                map: extent.map,
-                file_block: extent.file_block + number * step,
-            })
-        });
-        std::iter::from_fn(move || {
-            let (mut some, mut blocks) = (Vec::new(), 0);
-            while blocks < SUMS_AT_A_TIME
-                && let Some(part) = parts.next()
-            {
-                blocks += part.count;
-                some.push(part);
-            }
-            (!some.is_empty()).then_some(some)
-        })
-    }
-
-    async fn read(&mut self, parts: &[Extent], sums: &Sums, progress: &mut dyn FnMut(ScrubProgress)) {
-        for batch in parts.chunks(READS_AT_A_TIME) {
-            let results = join_all(batch.iter().map(|part| self.blocks(part.start, part.count))).await;
-            for (part, result) in batch.iter().zip(results) {
-                let sums = sums.part(part);
+    async fn read(&mut self, batch: &Batch, progress: &mut dyn FnMut(ScrubProgress)) {
+        for parts in batch.parts.chunks(READS_AT_A_TIME) {
+            let reads = parts.iter().map(|part| self.blocks(part.start, u64::from(part.count)));
+            let results = join_all(reads).await;
+            for (part, result) in parts.iter().zip(results) {
+                let sums = batch.sums_of(part);
                 let checked = result.map_err(Bad::from).and_then(|bytes| self.compare(&bytes, sums));
                 if checked.is_err() {
                     self.find_bad_blocks(part, sums).await;
                 }
-                self.done += part.count * self.block_size;
+                self.done += u64::from(part.count) * self.block_size;
             }
             progress(ScrubProgress::Data { done: self.done, total: self.total });
         }
@@ -324,8 +366,8 @@ impl<'a> Reader<'a> {
     }
 
     /// Reads a part block by block.
-    async fn find_bad_blocks(&mut self, part: &Extent, sums: &[u32]) {
-        for number in 0..part.count {
+    async fn find_bad_blocks(&mut self, part: &Part, sums: &[u32]) {
+        for number in 0..u64::from(part.count) {
             let block = part.start + number;
             let sum = sums.get(number as usize..).unwrap_or_default();
             let read = self.blocks(block, 1).await;
@@ -448,5 +490,51 @@ impl<'a> Names<'a> {
         let names = entries.iter().rev().map(|entry| self.names.get(entry).map(Vec::as_slice));
         let names: Option<Vec<&[u8]>> = names.collect();
         Some(format!("/{}", String::from_utf8_lossy(&names?.join(&b'/'))))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn one_block(start: u64, map: u64, file_block: u64) -> Extent {
+        Extent { start, count: 1, map, file_block }
+    }
+
+    #[test]
+    fn batches_are_bounded_by_blocks_and_by_parts() {
+        let shredded: Vec<_> = (0..10).map(|number| one_block(100 + number, 7, 2 * number)).collect();
+        let sizes = |extents: &[Extent], max| -> Vec<(usize, u64)> {
+            Batch::all(extents, 4, max).map(|batch| (batch.parts.len(), batch.blocks)).collect()
+        };
+        assert_eq!(sizes(&shredded, BatchMax { blocks: 100, parts: 4 }), [(4, 4), (4, 4), (2, 2)]);
+        assert_eq!(sizes(&shredded, BatchMax { blocks: 6, parts: 100 }), [(6, 6), (4, 4)]);
+        let large = [Extent { start: 100, count: 18, map: 7, file_block: 0 }];
+        assert_eq!(sizes(&large, BatchMax { blocks: 8, parts: 100 }), [(2, 8), (2, 8), (1, 2)]);
+        assert_eq!(sizes(&large, BatchMax { blocks: 100, parts: 3 }), [(3, 12), (2, 6)]);
+    }
+
+    #[test]
+    fn checksums_come_to_the_blocks_of_their_file_wherever_these_lie() {
+        // Backwards on the device, two files in turn, and one extent that two groups belong to.
+        let mut extents: Vec<_> =
+            (0..20).map(|number| one_block(50 - number, 7 + number % 2, number)).collect();
+        extents.sort_unstable_by_key(|extent| extent.start);
+        extents.push(Extent { start: 60, count: 10, map: 7, file_block: SUM_GROUP_BLOCKS - 5 });
+        let max = BatchMax { blocks: 100, parts: 100 };
+        let mut batches: Vec<_> = Batch::all(&extents, 4, max).collect();
+        let [batch] = batches.as_mut_slice() else { panic!("one batch") };
+        batch.expect_sums();
+        let sum = |map: u64, block: u64| (1000 * map + block) as u32;
+        for map in [6, 7, 8, 9] {
+            for group in [0, SUM_GROUP_BLOCKS] {
+                let sums = std::array::from_fn(|at| sum(map, group + at as u64));
+                batch.add_group(map, group, &SumGroup(sums));
+            }
+        }
+        for part in &batch.parts {
+            let expected: Vec<_> = (part.file_block..part.file_end()).map(|at| sum(part.map, at)).collect();
+            assert_eq!(batch.sums_of(part), expected, "{part:?}");
+        }
     }
 }

@@ -109,3 +109,20 @@ fn a_damaged_tree_is_scrubbed_as_far_as_it_goes() {
     assert!(!report.check.complete);
     assert_eq!(report.data_bytes, 8192 + 4096);
 }
+
+#[test]
+fn extents_behind_the_largest_file_are_left_to_the_check() {
+    let sample = Sample::new();
+    let item = Items(open(&SimDisk::from_image(sample.disk.snapshot(), BLOCK, 1), &reactor()))
+        .extents(sample.file)[&0];
+    sample.damage(|_, txn| {
+        // The last key there is, one from which the next extent would begin at 0, and one within the numbers.
+        for file_block in [u64::MAX, u64::MAX - u64::from(item.count) + 1, 1 << 60] {
+            txn.put(Key::extent(MapId(sample.soft.0 + 2), file_block), &item.encode());
+        }
+    });
+    let report = scrub_of(&sample.disk);
+    assert!(!report.check.is_clean());
+    assert!(report.unreadable.is_empty(), "{:?}", report.unreadable);
+    assert_eq!(report.data_bytes, 8192 + 4096);
+}
