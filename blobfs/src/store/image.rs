@@ -6,6 +6,7 @@
 //! Everything read here may be hostile: each structure is checked before it is used, and what contradicts
 //! another structure ends the load.
 
+use std::ops::Range;
 use std::rc::Rc;
 
 use bdev::{AlignedBuf, Bdev, BdevError, IoBuffers};
@@ -209,6 +210,9 @@ pub(crate) struct JournalReader {
     window: (u64, Rc<AlignedBuf>),
     /// Bytes to read next: more each time, since most mounts find an empty journal.
     ahead: u64,
+    /// Where reading ahead has failed, in bytes of the area. A failing read may take a disk seconds, so nothing is read
+    /// ahead from there or into there again, whatever the number of blocks in front of the bad place.
+    fails: Range<u64>,
 }
 
 impl JournalReader {
@@ -218,6 +222,7 @@ impl JournalReader {
             superblock: superblock.clone(),
             window: (0, Rc::new(AlignedBuf::zeroed(0, buffer_align(bdev)))),
             ahead: u64::from(superblock.block_size),
+            fails: 0..0,
         }
     }
 
@@ -278,10 +283,18 @@ impl JournalReader {
     async fn read(&mut self, pos: u64, len: u64) -> Result<Rc<AlignedBuf>, BdevError> {
         let area = self.superblock.journal_bytes();
         let start = self.superblock.journal_start * u64::from(self.superblock.block_size);
-        let window = self.ahead.max(len).min(area - pos);
+        let ahead_max = match pos {
+            _ if self.fails.contains(&pos) => 0,
+            _ if pos < self.fails.start => self.fails.start - pos,
+            _ => area - pos,
+        };
+        let window = self.ahead.min(ahead_max).max(len);
         self.ahead = (2 * self.ahead).min(WINDOW_MAX);
         match read(&self.bdev, start + pos, window as usize).await {
-            Err(_) if window > len => read(&self.bdev, start + pos, len as usize).await,
+            Err(_) if window > len => {
+                self.fails = pos..pos + window;
+                read(&self.bdev, start + pos, len as usize).await
+            }
             bytes => bytes,
         }
     }

@@ -579,6 +579,45 @@ fn a_readonly_store_writes_nothing_and_shows_the_journal() {
     assert_eq!(crashed.writes(), 0);
 }
 
+/// The number of blocks in the journal, and the position behind the last one.
+fn journal_of(disk: &Rc<SimDisk>) -> (u64, u64) {
+    let (bdev, superblock): (Rc<dyn Bdev>, _) = (disk.clone(), geometry_of(disk));
+    reactor().block_on(async move {
+        let (mut reader, mut end, mut blocks) = (JournalReader::new(&bdev, &superblock), superblock.tail, 0);
+        while let Some((_, next)) = reader.next(end).await.unwrap() {
+            (end, blocks) = (next, blocks + 1);
+        }
+        (blocks, end.pos)
+    })
+}
+
+/// A disk tries for seconds to read a bad sector.
+#[test]
+fn a_bad_sector_behind_the_journal_is_met_once() {
+    let (disk, reactor, store) = fresh(2);
+    let mut workload = Workload::new(&store, 3);
+    for _ in 0..20 {
+        workload = run(&reactor, workload, 1);
+        let inner = store.clone();
+        reactor.block_on(async move { inner.sync(inner.last_seq()).await }).unwrap();
+    }
+    let crashed = disk.crash(CrashChoice::Nothing);
+    let (blocks, end) = journal_of(&crashed);
+    assert!(blocks > 8, "{blocks}");
+    // Not the next block, which has to be read.
+    let at = end + 2 * u64::from(BLOCK);
+    let superblock = geometry_of(&crashed);
+    assert!(at + u64::from(BLOCK) <= superblock.journal_bytes());
+    let bad = superblock.journal_start * u64::from(BLOCK) + at;
+    crashed.fail_reads(bad..bad + u64::from(BLOCK));
+    crashed.trace();
+    let opened = open(&crashed, &reactor).unwrap();
+    let trace = crashed.take_trace();
+    let met = trace.iter().filter(|asked| asked.kind == OpKind::Read && asked.range.contains(&bad));
+    assert_eq!(met.count(), 1, "reading ahead meets it, and no more");
+    check(&opened, &reactor, &workload.model);
+}
+
 #[test]
 fn numbers_are_never_given_twice() {
     let (disk, reactor, store) = fresh(2);
