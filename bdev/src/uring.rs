@@ -541,3 +541,97 @@ fn direct_alignment(file: &File, kind: FileType) -> rustix::io::Result<Option<(u
     // Kernels before 6.18 ask for whole blocks in every segment, not only in their sum.
     Ok(Some((block_size, memory.max(block_size))))
 }
+
+#[cfg(test)]
+mod tests {
+    use reactor::{Reactor, SystemClock};
+
+    use super::*;
+
+    const LEN: usize = 8192;
+
+    /// A device over /dev/null, which takes every write and has no FSYNC: that is EINVAL.
+    fn device_without_fsync(dsync: bool) -> (Rc<Reactor>, Rc<UringDevice>) {
+        let reactor = Reactor::new(Rc::new(SystemClock::new()));
+        let file = File::options().write(true).open("/dev/null").unwrap();
+        let uring = reactor.uring().unwrap();
+        let device = Rc::new_cyclic(|this| UringDevice {
+            file,
+            limits: Limits {
+                size: 1 << 20,
+                block_size: 512,
+                dma_align: 512,
+                max_segments: SEGMENTS_MAX,
+                max_transfer: TRANSFER_MAX,
+                volatile_cache: true,
+                discard: true,
+                write_zeroes: true,
+                sparse: true,
+            },
+            read_only: false,
+            is_block_device: false,
+            dsync,
+            uring,
+            ops: RefCell::default(),
+            zero_method: Cell::new(ZeroMethod::Write),
+            zeros: RefCell::default(),
+            this: this.clone(),
+        });
+        (reactor, device)
+    }
+
+    fn buffers() -> IoBuffers {
+        IoBuffers::from_aligned(&Rc::new(AlignedBuf::zeroed(LEN, 4096)))
+    }
+
+    fn op(action: Action) -> Op {
+        let (offset, len, buffers) = (4096, LEN as u64, buffers());
+        Op { action, offset, len, done: 0, buffers, vectors: Vec::new(), completion: None }
+    }
+
+    #[test]
+    fn the_error_of_the_fsync_behind_a_durable_write_is_that_of_the_write() {
+        let (reactor, device) = device_without_fsync(false);
+        let refused = |result| matches!(result, Err(BdevError::Io { errno: libc::EINVAL, .. }));
+        assert_eq!(reactor.block_on(device.write(0, buffers(), WriteFlags::NONE)), Ok(()));
+        assert!(refused(reactor.block_on(device.write(0, buffers(), WriteFlags::FUA))));
+        assert_eq!(reactor.block_on(device.write_zeroes(0..4096, WriteFlags::NONE)), Ok(()));
+        assert!(refused(reactor.block_on(device.write_zeroes(0..4096, WriteFlags::FUA))));
+        assert!(refused(reactor.block_on(device.flush())));
+    }
+
+    #[test]
+    fn where_a_single_write_is_durable_no_fsync_follows() {
+        let (reactor, device) = device_without_fsync(true);
+        assert_eq!(reactor.block_on(device.write(0, buffers(), WriteFlags::FUA)), Ok(()));
+    }
+
+    #[test]
+    fn a_short_durable_write_goes_on_before_its_fsync() {
+        let (_reactor, device) = device_without_fsync(false);
+        for result in [0, -libc::EIO] {
+            let mut op = op(Action::Write { fua: true });
+            assert!(matches!(device.advance(&mut op, 4096), Next::Again));
+            assert_eq!((op.action, op.done), (Action::Write { fua: true }, 4096));
+            assert!(matches!(device.advance(&mut op, -libc::EAGAIN), Next::Again));
+            assert_eq!((op.action, op.done), (Action::Write { fua: true }, 4096));
+            assert!(matches!(device.advance(&mut op, 4096), Next::Again));
+            assert_eq!(op.action, Action::Flush);
+            // Interrupted, it is made again.
+            assert!(matches!(device.advance(&mut op, -libc::EINTR), Next::Again));
+            assert_eq!(op.action, Action::Flush);
+            let ended = device.advance(&mut op, result);
+            assert!(matches!(ended, Next::Ended(end) if end.is_ok() == (result == 0)));
+        }
+    }
+
+    #[test]
+    fn a_durable_write_that_fails_or_ends_early_has_no_fsync() {
+        let (_reactor, device) = device_without_fsync(false);
+        for result in [0, -libc::EIO] {
+            let mut op = op(Action::Write { fua: true });
+            assert!(matches!(device.advance(&mut op, 4096), Next::Again));
+            assert!(matches!(device.advance(&mut op, result), Next::Ended(Err(_))));
+        }
+    }
+}
