@@ -117,7 +117,7 @@ fn extents_behind_the_largest_file_are_left_to_the_check() {
         .extents(sample.file)[&0];
     sample.damage(|_, txn| {
         // The last key there is, one from which the next extent would begin at 0, and one within the numbers.
-        for file_block in [u64::MAX, u64::MAX - u64::from(item.count) + 1, 1 << 60] {
+        for file_block in [u64::MAX, u64::MAX - u64::from(item.device_range().count) + 1, 1 << 60] {
             txn.put(Key::extent(MapId(sample.soft.0 + 2), file_block), &item.encode());
         }
     });
