@@ -341,7 +341,8 @@ impl Fs {
         for page in self.cache.pages(bytes) {
             let state = inode.data.pages.borrow().get(page);
             let start = page * page_size;
-            let whole = bytes.start <= start && start + page_size <= bytes.end;
+            // Behind the end of the file is nothing to keep.
+            let whole = bytes.start <= start && (start + page_size).min(size) <= bytes.end;
             let fresh = whole || start >= size;
             if !state.loaded && (state.slot.is_some() || !fresh) {
                 return Err(Need::Load(page));

@@ -386,3 +386,23 @@ fn a_scrub_names_the_file_and_offset_of_every_wrong_block() {
         assert!(first.error.contains("checksum"), "{}", first.error);
     }
 }
+
+#[test]
+fn a_buffered_overwrite_up_to_the_end_of_the_file_heals_its_last_block() {
+    let (mount, inode) = cold_file(true);
+    let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+    mount.reactor.block_on(async move { resize(&fs, ctx, inode, 5000).await });
+    let mount = mount.remount();
+    flip(&mount, inode, 4097);
+    let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+    mount.reactor.block_on(async move {
+        is_wrong(fs.write(ctx, inode, 4096, buffer(&[9; 903]), BUFFERED).await);
+        write(&fs, ctx, inode, 4096, &[9; 904], BUFFERED).await;
+        fs.sync_inode(inode, false).await.unwrap();
+        resize(&fs, ctx, inode, 6000).await;
+    });
+    let mount = mount.remount();
+    let expected = [vec![9; 904], vec![0; 1000]].concat();
+    assert_eq!(try_read(&mount, inode, 4096, 1904, BUFFERED).unwrap(), expected);
+    check_clean(&mount);
+}
