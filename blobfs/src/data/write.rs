@@ -156,21 +156,21 @@ impl Fs {
         src: &IoBuffers,
         flags: IoFlags,
     ) -> Result<(Range<u64>, usize), FsError> {
-        let round = self.cache.round_bytes() as usize;
-        let mut hull = self.append_piece(ctx, inode, &src.slice(0, round), flags).await?;
+        let mut hull = self.append_piece(ctx, inode, src, flags).await?;
         let mut done = (hull.end - hull.start) as usize;
         while done < src.len() {
-            let piece = src.slice(done, round);
+            let rest = src.slice(done, src.len() - done);
             let flags = IoFlags { from_cache: true, ..flags };
-            let Ok(bytes) = self.append_piece(ctx, inode, &piece, flags).await else { break };
+            let Ok(bytes) = self.append_piece(ctx, inode, &rest, flags).await else { break };
             hull.end = bytes.end;
-            done += piece.len();
+            done += (bytes.end - bytes.start) as usize;
         }
         Ok((hull, done))
     }
 
     /// Writes at the end that the file has when the bytes enter: whoever had to wait looks for it again, since
-    /// others may have moved it. All or nothing.
+    /// others may have moved it. All of `src`, or as much of it as a round takes, up to the end of a page: a power cut
+    /// between two rounds never leaves a part of a sector.
     async fn append_piece(
         self: &Rc<Self>,
         ctx: &Context,
@@ -179,20 +179,23 @@ impl Fs {
         flags: IoFlags,
     ) -> Result<Range<u64>, FsError> {
         let at_the_end = || {
-            let size = inode.live.borrow().size;
-            size..size.saturating_add(src.len() as u64)
+            let (size, page) = (inode.live.borrow().size, self.cache.page_size());
+            // A round of bytes fits wherever in a page it begins.
+            let most = (size / page * page).saturating_add(self.cache.round_bytes() + page);
+            size..size.saturating_add(src.len() as u64).min(most)
         };
+        let part = |bytes: &Range<u64>| src.slice(0, (bytes.end - bytes.start) as usize);
         let mut bytes = at_the_end();
-        while flags.direct && !src.is_empty() && self.goes_direct(inode, bytes.start, src) {
+        while flags.direct && !src.is_empty() && self.goes_direct(inode, bytes.start, &part(&bytes)) {
             self.admit_direct(ctx, inode, &bytes, flags).await?;
-            if self.write_blocks_direct(inode, bytes.clone(), src, flags).await? {
+            if self.write_blocks_direct(inode, bytes.clone(), &part(&bytes), flags).await? {
                 return Ok(bytes);
             }
             bytes = at_the_end();
         }
         self.when_ready(inode, |fs| {
             bytes = at_the_end();
-            fs.write_round(ctx, inode, &bytes, Source::Buffers(src), flags)
+            fs.write_round(ctx, inode, &bytes, Source::Buffers(&part(&bytes)), flags)
         })
         .await?;
         Ok(bytes)

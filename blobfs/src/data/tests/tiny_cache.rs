@@ -101,3 +101,29 @@ fn a_load_that_ends_between_the_look_for_room_and_the_wait_is_not_missed() {
         fs.relief(relieved).await;
     });
 }
+
+/// A power cut shows an append of several rounds up to the end of one of them.
+#[test]
+fn rounds_of_an_append_end_with_pages() {
+    let (mount, inode) = mount_with(8, 1000);
+    let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+    let done = Rc::new(std::cell::Cell::new(false));
+    let (end, file) = (done.clone(), fs.clone());
+    let append = mount.reactor.spawn(async move {
+        write(&file, ctx, inode, 0, &vec![2; 100_000], IoFlags { append: true, ..BUFFERED }).await;
+        end.set(true);
+    });
+    let reactor = mount.reactor.clone();
+    let sizes = mount.reactor.block_on(async move {
+        let mut sizes = Vec::new();
+        while !done.get() {
+            sizes.push(fs.run(|fs| fs.get_attr(&ctx, inode)).await.unwrap().size);
+            reactor.sleep(Duration::from_micros(5)).await;
+        }
+        sizes.dedup();
+        sizes
+    });
+    mount.reactor.block_on(append);
+    let between: Vec<u64> = sizes.into_iter().filter(|size| ![1000, 101_000].contains(size)).collect();
+    assert!(!between.is_empty() && between.iter().all(|size| size.is_multiple_of(4096)), "{between:?}");
+}
