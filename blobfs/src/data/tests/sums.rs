@@ -140,13 +140,19 @@ fn a_partial_overwrite_of_a_wrong_block_is_refused_and_a_whole_one_heals_it() {
     }
 }
 
-#[test]
-fn a_growing_file_does_not_take_over_a_wrong_last_block() {
+/// A file of 5000 bytes, none of it cached, whose last block does not have its checksum.
+fn wrong_last_block() -> (Mount, InodeId) {
     let (mount, inode) = cold_file(true);
     let (fs, ctx) = (mount.fs.clone(), mount.ctx);
     mount.reactor.block_on(async move { resize(&fs, ctx, inode, 5000).await });
     let mount = mount.remount();
     flip(&mount, inode, 4097);
+    (mount, inode)
+}
+
+#[test]
+fn a_growing_file_does_not_take_over_a_wrong_last_block() {
+    let (mount, inode) = wrong_last_block();
     let (fs, ctx) = (mount.fs.clone(), mount.ctx);
     mount.reactor.block_on(async move {
         let change = SetAttr { size: Some(9000), ..SetAttr::default() };
@@ -389,11 +395,7 @@ fn a_scrub_names_the_file_and_offset_of_every_wrong_block() {
 
 #[test]
 fn a_buffered_overwrite_up_to_the_end_of_the_file_heals_its_last_block() {
-    let (mount, inode) = cold_file(true);
-    let (fs, ctx) = (mount.fs.clone(), mount.ctx);
-    mount.reactor.block_on(async move { resize(&fs, ctx, inode, 5000).await });
-    let mount = mount.remount();
-    flip(&mount, inode, 4097);
+    let (mount, inode) = wrong_last_block();
     let (fs, ctx) = (mount.fs.clone(), mount.ctx);
     mount.reactor.block_on(async move {
         is_wrong(fs.write(ctx, inode, 4096, buffer(&[9; 903]), BUFFERED).await);
