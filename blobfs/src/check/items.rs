@@ -511,27 +511,27 @@ impl Census {
     fn sums(&mut self, file_block: u64, value: &[u8], findings: &mut Findings) {
         let map = self.owner.number;
         let key = Key::sums(MapId(map), file_block);
-        let mut found =
-            |problem, remedy| findings.push(Finding::Checksums { map, file_block, problem }, remedy);
-        if !self.superblock.has_data_sums() {
-            return found("on a file system without checksums", Remedy::safe("removed").and_delete(key));
-        }
-        if !file_block.is_multiple_of(SUM_GROUP_BLOCKS) {
-            return found("do not begin with a group", Remedy::safe("removed").and_delete(key));
-        }
+        let finding = |problem| Finding::Checksums { map, file_block, problem };
         let byte = file_block.checked_mul(u64::from(self.superblock.block_size));
-        if byte.is_none_or(|byte| byte > FILE_SIZE_MAX) {
-            return found("lie behind the end of the largest file", Remedy::safe("removed").and_delete(key));
+        let misplaced = if !self.superblock.has_data_sums() {
+            Some("on a file system without checksums")
+        } else if !file_block.is_multiple_of(SUM_GROUP_BLOCKS) {
+            Some("do not begin with a group")
+        } else if byte.is_none_or(|byte| byte > FILE_SIZE_MAX) {
+            Some("lie behind the end of the largest file")
+        } else {
+            None
+        };
+        if let Some(problem) = misplaced {
+            return findings.push(finding(problem), Remedy::safe("removed").and_delete(key));
         }
         if self.owner.partial {
             return;
         }
         self.missing_sums(file_block, findings);
         self.owner.written.summed = file_block + SUM_GROUP_BLOCKS;
-        let mut found =
-            |problem, remedy| findings.push(Finding::Checksums { map, file_block, problem }, remedy);
         let Some(SumGroup(mut sums)) = SumGroup::decode(value) else {
-            return found("malformed", Remedy::delete(key, "removed"));
+            return findings.push(finding("malformed"), Remedy::delete(key, "removed"));
         };
         let runs = self.owner.written.group(file_block);
         let is_written = |block: usize| {
@@ -542,8 +542,8 @@ impl Census {
             (0..sums.len()).filter(|block| !is_written(*block)).for_each(|block| sums[block] = 0);
             let remedy = Remedy::safe("removed");
             let left = SumGroup(sums).encode();
-            found(
-                "of blocks that hold no data",
+            findings.push(
+                finding("of blocks that hold no data"),
                 match left.is_empty() {
                     true => remedy.and_delete(key),
                     false => remedy.put(key, left),
@@ -556,7 +556,7 @@ impl Census {
         let lacking: Vec<_> = lacking.filter(|(block, ..)| sums[*block] == 0).collect();
         if !lacking.is_empty() {
             let change = Change::SumAnew { key, sums: Box::new(SumGroup(sums)), runs: lacking };
-            found("some blocks have none", Remedy::lossy(SUMMED_ANEW).with(change));
+            findings.push(finding("some blocks have none"), Remedy::lossy(SUMMED_ANEW).with(change));
         }
     }
 
