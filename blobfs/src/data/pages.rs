@@ -271,9 +271,7 @@ impl PageMap {
 
     /// The first page of `pages` that is logged.
     pub(super) fn first_logged(&self, pages: &Range<u64>) -> Option<u64> {
-        self.chunks.range(chunk_range(pages)).find_map(|(number, chunk)| {
-            bits(chunk.logged & mask(*number, pages)).next().map(|bit| number * CHUNK + bit)
-        })
+        self.first(pages, |chunk| chunk.logged)
     }
 
     /// Dirty pages that the journal does not have as they are, with their slots. `None` if there are more than
@@ -318,8 +316,17 @@ impl PageMap {
 
     /// The first page of `pages` that is newer than the device, or on its way there.
     pub(super) fn first_unwritten(&self, pages: &Range<u64>) -> Option<u64> {
+        self.first(pages, |chunk| chunk.dirty | chunk.writing)
+    }
+
+    /// The first page of `pages` that neither the device nor the journal has as it is.
+    pub(super) fn first_unsynced(&self, pages: &Range<u64>) -> Option<u64> {
+        self.first(pages, |chunk| (chunk.dirty | chunk.writing) & !chunk.synced)
+    }
+
+    fn first(&self, pages: &Range<u64>, word: impl Fn(&Chunk) -> u64) -> Option<u64> {
         self.chunks.range(chunk_range(pages)).find_map(|(number, chunk)| {
-            bits((chunk.dirty | chunk.writing) & mask(*number, pages)).next().map(|bit| number * CHUNK + bit)
+            bits(word(chunk) & mask(*number, pages)).next().map(|bit| number * CHUNK + bit)
         })
     }
 

@@ -660,8 +660,7 @@ impl Fs {
             let writes = some.iter().map(|inode| {
                 let (fs, inode) = (self.clone(), inode.clone());
                 async move {
-                    fs.write_back_file(&inode).await?;
-                    fs.run(|fs| fs.fold(&inode)).await?;
+                    fs.write_back_and_fold(&inode).await?;
                     fs.settle_dirty(&inode);
                     Ok(())
                 }

@@ -124,6 +124,11 @@ impl Inode {
         self.data.is_dirty() || self.stored_size.get() != self.live.borrow().size
     }
 
+    /// Whether the tree has a size of at least `size`, or the file is shorter or gone by now.
+    pub(crate) fn has_stored(&self, size: u64) -> bool {
+        self.gone.get() || self.stored_size.get() >= size.min(self.live.borrow().size)
+    }
+
     /// The live attributes with the stored size: what a transaction that maps no data puts into the tree.
     pub(crate) fn stored_item(&self) -> InodeItem {
         InodeItem { size: self.stored_size.get(), ..*self.live.borrow() }

@@ -145,10 +145,7 @@ impl Fs {
         let (Wait::Range(id) | Wait::WriteBack(id) | Wait::Growth(id, _)) = wait else { return Ok(()) };
         let inode = self.run(|fs| fs.inode(id)).await?;
         match wait {
-            Wait::WriteBack(_) => {
-                self.write_back_file(&inode).await?;
-                self.run(|fs| fs.fold(&inode)).await
-            }
+            Wait::WriteBack(_) => self.write_back_and_fold(&inode).await,
             Wait::Growth(_, size) => self.prepare_growth(&inode, size).await,
             _ => {
                 inode.data.end_of_work().await;

@@ -113,6 +113,25 @@ fn a_small_synced_write_is_one_device_write() {
 }
 
 #[test]
+fn a_sync_moves_the_size_of_a_logged_page_that_grew_and_was_written_home_before() {
+    for data_only in [true, false] {
+        let (mount, inode) = Mount::with_file();
+        let synced = IoFlags { dsync: true, ..BUFFERED };
+        // Stays logged, and so dirty, to the end.
+        mount.write(inode, 0, &[2; 10], synced);
+        mount.write(inode, 65_536, &[2; 100], synced);
+        mount.write(inode, 65_636, &[3; 100], BUFFERED);
+        mount.now(|fs, _| async move {
+            let file = fs.run(|fs| fs.inode(inode)).await.unwrap();
+            fs.write_back(&file, 16..17).await.unwrap();
+            fs.sync_inode(inode, data_only).await.unwrap();
+        });
+        let content = mount.cut(false).read(inode, 100_000, BUFFERED);
+        assert_eq!(content[65_536..], [[2; 100], [3; 100]].concat());
+    }
+}
+
+#[test]
 fn a_large_synced_write_is_written_once() {
     let (mount, inode) = Mount::with_file();
     mount.write(inode, 0, &[2; 65_536], BUFFERED);
