@@ -108,6 +108,11 @@ impl FileData {
         self.pages.borrow().is_unwritten(&(0..u64::MAX))
     }
 
+    /// Whether the journal has older bytes of data that is on the device.
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.log.is_unsettled()
+    }
+
     /// Waits until somebody else's work on the data has ended, if there is any.
     pub(crate) async fn end_of_work(&self) {
         if !self.lock.is_idle() {

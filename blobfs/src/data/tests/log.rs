@@ -132,6 +132,24 @@ fn a_sync_moves_the_size_of_a_logged_page_that_grew_and_was_written_home_before(
 }
 
 #[test]
+fn a_rename_over_a_file_brings_what_was_written_home_since_it_was_logged() {
+    let (mount, inode) = Mount::with_file();
+    let (old, synced) = (mount.create("old"), IoFlags { dsync: true, ..BUFFERED });
+    mount.write(old, 0, &[9; 10], synced);
+    mount.write(inode, 8192, &[2; 10], synced);
+    mount.write(inode, 8192, &[3; 10], BUFFERED);
+    mount.now(|fs, ctx| async move {
+        let file = fs.run(|fs| fs.inode(inode)).await.unwrap();
+        fs.write_back(&file, 0..16).await.unwrap();
+        let (from, to) = ((InodeId::ROOT, &b"file"[..]), (InodeId::ROOT, &b"old"[..]));
+        fs.run(|fs| fs.rename(&ctx, from, to, RenameMode::Replace, false)).await.unwrap();
+        fs.sync_inode(InodeId::ROOT, false).await.unwrap();
+    });
+    let content = mount.cut(false).read(inode, 10_000, BUFFERED);
+    assert_eq!(content[8190..8204], [1, 1, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 1, 1]);
+}
+
+#[test]
 fn a_large_synced_write_is_written_once() {
     let (mount, inode) = Mount::with_file();
     mount.write(inode, 0, &[2; 65_536], BUFFERED);
