@@ -29,7 +29,7 @@ use crate::ondisk::{
     DirentRef, ExtentFlags, ExtentItem, InodeFlags, InodeItem, Key, Kind, SLOT_BITS, encode_dirent,
     encode_xattr_inline, encode_xattr_stored, name_hash,
 };
-use crate::store::{MkfsOptions, OpenOptions, Store, mkfs};
+use crate::store::{Demand, MkfsOptions, OpenOptions, Store, mkfs};
 use crate::txn::{Origin, Txn};
 use crate::units::{BlockAddr, BlockRange, InodeId, MapId};
 use crate::{FsError, Stop, Try};
@@ -366,7 +366,8 @@ impl Items {
 
     /// A free run of blocks.
     fn free_blocks(&self, count: u32) -> BlockRange {
-        let mut reservation = self.0.reserve(u64::from(count)).unwrap();
+        let mut reservation =
+            self.0.reserve(Demand { holes: u64::from(count), pieces: 1, ..Demand::NONE }).unwrap();
         let allocation = self.0.allocate(&mut reservation, None, count).unwrap();
         let range = allocation.range();
         assert_eq!(range.count, count);

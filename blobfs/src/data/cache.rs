@@ -21,7 +21,7 @@ use super::load::LOAD_PAGES;
 use super::sums::Reports;
 use crate::error::FsError;
 use crate::fs::{Fs, Inode};
-use crate::store::Reservation;
+use crate::store::{Demand, Reservation};
 use crate::units::InodeId;
 
 /// Smallest page in bytes: what guests map and most devices write at once.
@@ -33,9 +33,34 @@ pub(crate) const PAGES_MIN: usize = 1024;
 struct Owner {
     inode: InodeId,
     page: u64,
-    /// Blocks reserved for the page.
-    reserved: Cell<u32>,
+    reserved: Cell<PageDemand>,
     referenced: Cell<bool>,
+}
+
+/// What is reserved for a page; it has few blocks.
+#[derive(Clone, Copy, Default)]
+struct PageDemand {
+    holes: u8,
+    replaced: u8,
+    pieces: u8,
+}
+
+impl PageDemand {
+    fn with(self, more: &Demand) -> Self {
+        let sum = |reserved: u8, more: u64| reserved.saturating_add(u8::try_from(more).unwrap_or(u8::MAX));
+        Self {
+            holes: sum(self.holes, more.holes),
+            replaced: sum(self.replaced, more.replaced),
+            pieces: sum(self.pieces, more.pieces),
+        }
+    }
+}
+
+impl From<PageDemand> for Demand {
+    fn from(reserved: PageDemand) -> Self {
+        let PageDemand { holes, replaced, pieces } = reserved;
+        Self { holes: holes.into(), replaced: replaced.into(), pieces: pieces.into() }
+    }
 }
 
 #[derive(Default)]
@@ -52,7 +77,7 @@ pub(crate) struct Cache {
     arena: Rc<Arena>,
     page_shift: u32,
     slots: RefCell<Slots>,
-    /// Blocks that dirty pages will need.
+    /// What dirty pages will need.
     reserved: RefCell<Option<Reservation>>,
     /// Pages that are dirty or being written.
     unwritten: Cell<usize>,
@@ -163,7 +188,7 @@ impl Fs {
     /// `None` when there is none now. No file's page map may be borrowed.
     pub(super) fn take_slot(&self, inode: InodeId, page: u64, kept: &Range<u64>) -> Option<Slot> {
         let cache = &self.cache;
-        let owner = || Owner { inode, page, reserved: Cell::new(0), referenced: Cell::new(true) };
+        let owner = || Owner { inode, page, reserved: Cell::default(), referenced: Cell::new(true) };
         let mut slots = cache.slots.borrow_mut();
         let slot = match slots.free.pop() {
             Some(slot) => slot,
@@ -215,7 +240,7 @@ impl Fs {
                 self.cache.unwritten.set(self.cache.unwritten.get() - 1);
             }
             if let Some(slot) = slot {
-                drop(self.cache.take_reserved(self.cache.take_reservation(inode, slot)));
+                drop(self.cache.take_reserved(&self.cache.take_reservation(inode, slot)));
                 self.free_slot(slot);
             }
         }
@@ -225,40 +250,40 @@ impl Fs {
 
 /// Reservations of dirty pages.
 impl Cache {
-    /// Keeps `blocks` more for a page.
-    pub(super) fn reserve_for(&self, inode: &Inode, slot: Slot, from: &mut Reservation, blocks: u64) {
-        if blocks == 0 {
+    /// Keeps more for a page.
+    pub(super) fn reserve_for(&self, inode: &Inode, slot: Slot, from: &mut Reservation, demand: &Demand) {
+        if *demand == Demand::NONE {
             return;
         }
-        let part = from.split(blocks);
+        let part = from.split(demand);
         match &mut *self.reserved.borrow_mut() {
             Some(reserved) => reserved.merge(part),
             none => *none = Some(part),
         }
         let slots = self.slots.borrow();
         let reserved = &slots.owners[slot.0 as usize].reserved;
-        reserved.set(reserved.get() + blocks as u32);
-        inode.data.pending_blocks.set(inode.data.pending_blocks.get() + blocks);
+        reserved.set(reserved.get().with(demand));
+        inode.data.pending_blocks.set(inode.data.pending_blocks.get() + demand.holes);
     }
 
-    /// Blocks that are reserved for a page.
-    pub(super) fn reserved_for(&self, slot: Slot) -> u64 {
-        u64::from(self.slots.borrow().owners[slot.0 as usize].reserved.get())
+    /// What is reserved for a page.
+    pub(super) fn reserved_for(&self, slot: Slot) -> Demand {
+        self.slots.borrow().owners[slot.0 as usize].reserved.get().into()
     }
 
     /// Takes what is reserved for a page.
-    pub(super) fn take_reservation(&self, inode: &Inode, slot: Slot) -> u64 {
-        let blocks = u64::from(self.slots.borrow().owners[slot.0 as usize].reserved.take());
-        inode.data.pending_blocks.set(inode.data.pending_blocks.get() - blocks);
-        blocks
+    pub(super) fn take_reservation(&self, inode: &Inode, slot: Slot) -> Demand {
+        let reserved: Demand = self.slots.borrow().owners[slot.0 as usize].reserved.take().into();
+        inode.data.pending_blocks.set(inode.data.pending_blocks.get() - reserved.holes);
+        reserved
     }
 
-    /// Takes `blocks` out of what is reserved.
-    pub(super) fn take_reserved(&self, blocks: u64) -> Option<Reservation> {
-        if blocks == 0 {
+    /// Takes a part out of what is reserved.
+    pub(super) fn take_reserved(&self, demand: &Demand) -> Option<Reservation> {
+        if *demand == Demand::NONE {
             return None;
         }
-        self.reserved.borrow_mut().as_mut().map(|reserved| reserved.split(blocks))
+        self.reserved.borrow_mut().as_mut().map(|reserved| reserved.split(demand))
     }
 }
 

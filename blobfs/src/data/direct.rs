@@ -326,11 +326,20 @@ impl Fs {
         flags: IoFlags,
     ) -> Result<bool, FsError> {
         let pages = self.cache.pages(&bytes);
-        let _guard = loop {
+        let block = u64::from(self.store.block_size());
+        let blocks = bytes.start / block..bytes.end / block;
+        let (_guard, mut reservation) = loop {
             self.prepare_growth(inode, bytes.end).await?;
             let guard = self.lock_written(inode, &pages, Mode::Change).await?;
-            if self.is_ready_to_grow(inode, bytes.end) {
-                break guard;
+            if !self.is_ready_to_grow(inode, bytes.end) {
+                continue;
+            }
+            match self.reserve_to_write(inode, &blocks).await {
+                Err(FsError::NoSpace) if self.store.has_promises() => {
+                    drop(guard);
+                    self.redemption().await;
+                }
+                reserved => break (guard, reserved?),
             }
         };
         inode.check_alive()?;
@@ -338,13 +347,10 @@ impl Fs {
             return Ok(false);
         }
         self.drop_range(inode, &pages);
-        let block = u64::from(self.store.block_size());
-        let blocks = bytes.start / block..bytes.end / block;
         let is_bounced = self.store.has_data_sums() || !self.is_aligned(src);
         let bounce = is_bounced.then(|| self.bounce_out(src));
         let bounced = bounce.as_ref().map(Bounce::buffers);
         let source = bounced.as_ref().unwrap_or(src);
-        let mut reservation = self.reserve_to_write(inode, &blocks).await?;
         let io = self.store.begin_write();
         let (mut writes, mut mappings): (Vec<bdev::Io>, Vec<Mapping>) = (Vec::new(), Vec::new());
         let placed =

@@ -33,7 +33,7 @@ use super::write_back::{FILES_AT_ONCE, Mapping};
 use crate::error::{FsError, Try, Wait};
 use crate::fs::{Fs, Inode};
 use crate::ondisk::InodeFlags;
-use crate::store::{LoggedData, Reservation};
+use crate::store::{Demand, LoggedData, Reservation};
 use crate::txn::{Origin, Txn};
 use crate::units::{BlockRange, MapId, TxnSeq};
 
@@ -97,8 +97,8 @@ impl Fs {
         }
         let mut logging = Vec::with_capacity(pages.len());
         for (page, slot) in pages {
-            let mut reservation = self.store.reserve(0)?;
-            if let Some(reserved) = self.cache.take_reserved(self.cache.take_reservation(inode, slot)) {
+            let mut reservation = self.store.reserve(Demand::NONE)?;
+            if let Some(reserved) = self.cache.take_reserved(&self.cache.take_reservation(inode, slot)) {
                 reservation.merge(reserved);
             }
             logging.push(Logging { page, slot, reservation });
@@ -106,8 +106,8 @@ impl Fs {
         let logged = self.log_pages(inode, &mut logging);
         if !matches!(logged, Ok(true)) {
             for Logging { slot, mut reservation, .. } in logging {
-                let blocks = reservation.blocks();
-                self.cache.reserve_for(inode, slot, &mut reservation, blocks);
+                let left = reservation.left();
+                self.cache.reserve_for(inode, slot, &mut reservation, &left);
             }
         }
         logged
@@ -201,7 +201,7 @@ impl Fs {
         while start < blocks.end {
             let lacking = (blocks.end - start).saturating_sub(reservation.blocks());
             if lacking > 0 {
-                reservation.merge(self.store.reserve(lacking)?);
+                reservation.merge(self.store.reserve(Demand { holes: lacking, ..Demand::NONE })?);
             }
             let goal = self.goal_behind(map, start, mappings.last().map(|(_, mapping)| mapping))?;
             let allocation = self.store.allocate(reservation, goal, (blocks.end - start) as u32)?;

@@ -70,7 +70,7 @@ pub struct FileData {
     changed: OnceCell<Notify>,
     /// On the cache's list of files to write.
     listed: Cell<bool>,
-    /// Blocks reserved for dirty pages.
+    /// Blocks reserved for dirty pages that the file does not have yet.
     pending_blocks: Cell<u64>,
     /// On the device, the last block's bytes behind the end of the file are zero.
     tail_clean: Cell<bool>,
@@ -88,7 +88,7 @@ pub struct FileData {
 }
 
 impl FileData {
-    /// Blocks that buffered data will take.
+    /// Blocks that buffered data will add to the file.
     pub(crate) fn pending_blocks(&self) -> u64 {
         self.pending_blocks.get()
     }

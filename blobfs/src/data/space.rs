@@ -12,7 +12,7 @@ use super::write::Source;
 use crate::error::{Corruption, FsError, Try, Wait};
 use crate::fs::{Context, FallocateMode, Fs, Inode, IoFlags, SeekTarget, regular_file};
 use crate::ondisk::{ExtentFlags, FILE_SIZE_MAX, InodeFlags, InodeItem, Key, sum_groups};
-use crate::store::Reservation;
+use crate::store::{Demand, Reservation};
 use crate::txn::{Origin, Txn};
 use crate::units::{InodeId, MapId};
 
@@ -360,7 +360,7 @@ impl Fs {
         keep_size: bool,
     ) -> Result<RangeGuard, FsError> {
         let pages = self.cache.pages(bytes);
-        let guard = loop {
+        loop {
             self.move_to_blocks(inode).await?;
             self.cut_done(inode).await?;
             if !keep_size {
@@ -369,13 +369,18 @@ impl Fs {
             let guard = self.lock_for_change(inode, pages.clone()).await?;
             let inline = inode.live.borrow().flags.contains(InodeFlags::INLINE);
             let cut = inode.data.cut_from.get().is_some();
-            if !inline && !cut && (keep_size || self.is_ready_to_grow(inode, bytes.end)) {
-                break guard;
+            if inline || cut || !keep_size && !self.is_ready_to_grow(inode, bytes.end) {
+                continue;
             }
-        };
-        // Fails early when there is not enough.
-        drop(self.reserve_holes(inode, &self.blocks(bytes)).await?);
-        Ok(guard)
+            // Fails early when there is not enough.
+            match self.reserve_holes(inode, &self.blocks(bytes)).await {
+                Err(FsError::NoSpace) if self.store.has_promises() => {
+                    drop(guard);
+                    self.redemption().await;
+                }
+                reserved => break reserved.map(|_| guard),
+            }
+        }
     }
 
     /// Blocks that `bytes` of a file touch.
@@ -421,7 +426,11 @@ impl Fs {
         inode: &Rc<Inode>,
         blocks: &Range<u64>,
     ) -> Result<Reservation, FsError> {
-        self.reserve_for(inode, blocks, |piece| piece.stored.is_none()).await
+        self.reserve_for(inode, blocks, |piece| match piece.stored {
+            None => self.demand_of_piece(piece),
+            Some(_) => Demand::NONE,
+        })
+        .await
     }
 
     /// Reserves what a write of `blocks` takes. Not while a device operation is announced: freed blocks may be waiting
@@ -431,23 +440,23 @@ impl Fs {
         inode: &Rc<Inode>,
         blocks: &Range<u64>,
     ) -> Result<Reservation, FsError> {
-        self.reserve_for(inode, blocks, |piece| self.is_written_anew(piece)).await
+        self.reserve_for(inode, blocks, |piece| self.demand_of_piece(piece)).await
     }
 
     async fn reserve_for(
         self: &Rc<Self>,
         inode: &Rc<Inode>,
         blocks: &Range<u64>,
-        needs_blocks: impl Fn(&Piece) -> bool,
+        demand_of: impl Fn(&Piece) -> Demand,
     ) -> Result<Reservation, FsError> {
         let map = inode.live.borrow().map;
-        let (mut at, mut lacking) = (blocks.start, 0);
+        let (mut at, mut demand) = (blocks.start, Demand::NONE);
         while at < blocks.end {
             let piece = self.run(|fs| fs.piece_at(map, at, blocks.end)).await?;
-            lacking += if needs_blocks(&piece) { piece.count } else { 0 };
+            demand = demand + demand_of(&piece);
             at += piece.count;
         }
-        self.run(|fs| fs.store.reserve(lacking)).await
+        self.run(|fs| fs.store.reserve(demand)).await
     }
 
     /// Allocates the begin of the hole at `at`, if there is one; gives what comes next.
@@ -458,7 +467,8 @@ impl Fs {
             return Ok(at + hole.count);
         }
         let want = u32::try_from(hole.count).unwrap_or(u32::MAX);
-        let mut reservation = self.run(|fs| fs.store.reserve(u64::from(want))).await?;
+        let demand = Demand { holes: u64::from(want), pieces: 1, ..Demand::NONE };
+        let mut reservation = self.run(|fs| fs.store.reserve(demand)).await?;
         let goal = self.goal(inode, at, &[]).await?;
         let allocation = self.allocate(&mut reservation, goal, want).await?;
         let range = allocation.range();

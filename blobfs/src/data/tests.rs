@@ -4,6 +4,7 @@
 mod appends;
 mod device_errors;
 mod discards;
+mod full;
 mod log;
 mod sums;
 mod times;
@@ -54,10 +55,14 @@ impl Mount {
     }
 
     fn made(options: MkfsOptions, latency: bool) -> Self {
+        Self::sized(DISK, options, latency)
+    }
+
+    fn sized(disk: u64, options: MkfsOptions, latency: bool) -> Self {
         // The order of names, and so which nodes they are in, is the same in every run.
         let options = MkfsOptions { uuid: [7; 16], hash_key: [1, 2], ..options };
         let reactor = Reactor::new(Rc::new(VirtualClock::new(Duration::from_secs(1_000_000))));
-        let disk = SimDisk::new(DISK, 512, 7);
+        let disk = SimDisk::new(disk, 512, 7);
         let device: Rc<dyn Bdev> = disk.clone();
         reactor.block_on(async move { mkfs(&device, &options).await }).unwrap();
         if latency {

@@ -18,7 +18,7 @@ use super::range_lock::Mode;
 use crate::error::{FsError, Stop, Try, Wait};
 use crate::fs::{Context, Fs, Inode, IoFlags, SetAttr, regular_file, without_privileges};
 use crate::ondisk::{FILE_SIZE_MAX, InodeFlags};
-use crate::store::Reservation;
+use crate::store::{Demand, Reservation};
 use crate::units::InodeId;
 
 /// What a round of a write waits for.
@@ -35,6 +35,8 @@ enum Need {
     EndOfWrite(u64),
     /// Too much is dirty, or no slot is to be had.
     Relief,
+    /// Nothing can be promised before what others were promised is written.
+    Redemption,
     /// The store.
     Store(Wait),
     /// It cannot succeed.
@@ -68,8 +70,8 @@ struct Target {
     page: u64,
     /// `None` for one that is not cached: it is written as a whole, or lies behind the end of the file.
     slot: Option<Slot>,
-    /// Blocks to reserve for it.
-    reserve: u64,
+    /// What to reserve for it.
+    reserve: Demand,
 }
 
 type Plan = SmallVec<[Target; 4]>;
@@ -237,13 +239,11 @@ impl Fs {
             let state = inode.data.pages.borrow().get(page);
             let Some(slot) = state.slot.filter(|_| state.loaded) else { return Err(Need::Load(page)) };
             let lacking = fs.lacking(inode, page, &state)?;
-            if lacking > 0 && state.logged {
+            if lacking != Demand::NONE && state.logged {
                 return Err(Need::WriteBack(page));
             }
-            if lacking > 0 {
-                let mut reservation = fs.store.reserve(lacking)?;
-                fs.cache.reserve_for(inode, slot, &mut reservation, lacking);
-            }
+            let mut reservation = fs.promise(lacking)?;
+            fs.cache.reserve_for(inode, slot, &mut reservation, &lacking);
             fs.mark_dirty(inode, page);
             Ok(())
         })
@@ -274,6 +274,7 @@ impl Fs {
                 Err(Need::Growth(size)) => Box::pin(self.prepare_growth(inode, size)).await?,
                 Err(Need::WriteBack(page)) => self.write_back(inode, page..page + 1).await?,
                 Err(Need::Relief) => self.relief(self.cache.relieved.notified()).await,
+                Err(Need::Redemption) => self.redemption().await,
                 Err(Need::Store(wait)) => self.wait(wait).await?,
             }
         }
@@ -309,15 +310,23 @@ impl Fs {
         if self.cache.is_crowded() {
             return Err(Need::Relief);
         }
-        let blocks = plan.iter().map(|target| target.reserve).sum();
-        let mut reservation = match blocks {
-            0 => None,
-            blocks => Some(self.store.reserve(blocks)?),
+        let mut reservation = match plan.iter().map(|target| target.reserve).sum() {
+            Demand::NONE => None,
+            demand => Some(self.promise(demand)?),
         };
         self.take_slots(inode, bytes, &mut plan)?;
         self.change_pages(inode, bytes, &plan, src, reservation.as_mut());
         self.note_write(inode, bytes.end, flags);
         Ok(())
+    }
+
+    /// Reserves what buffered data will need. There is no space only when no other data holds such promises any more:
+    /// what they turn out to need is less.
+    fn promise(&self, demand: Demand) -> Result<Reservation, Need> {
+        match self.store.reserve(demand) {
+            Err(Stop::Fail(FsError::NoSpace)) if self.store.has_promises() => Err(Need::Redemption),
+            reserved => Ok(reserved?),
+        }
     }
 
     /// Set-id bits and capabilities go before the first byte changes.
@@ -354,7 +363,7 @@ impl Fs {
                 return Err(Need::EndOfWrite(page));
             }
             let reserve = self.lacking(inode, page, &state)?;
-            if reserve > 0 && state.logged {
+            if reserve != Demand::NONE && state.logged {
                 return Err(Need::WriteBack(page));
             }
             plan.push(Target { page, slot: state.slot, reserve });
@@ -362,34 +371,26 @@ impl Fs {
         Ok(plan)
     }
 
-    /// Blocks that a page needs, before it changes, beyond those that it has or that are reserved for it.
-    fn lacking(&self, inode: &Inode, page: u64, state: &PageState) -> Try<u64> {
-        if self.store.has_data_sums() {
-            return self.lacking_anew(inode, page, state);
+    /// What a page needs, before it changes, beyond what it has or is reserved for it.
+    fn lacking(&self, inode: &Inode, page: u64, state: &PageState) -> Try<Demand> {
+        let has_sums = self.store.has_data_sums();
+        let per_page = self.cache.page_size() / u64::from(self.store.block_size());
+        if !has_sums && (state.mapped || per_page == 1 && (state.dirty || state.writing)) {
+            return Ok(Demand::NONE);
         }
-        let one_block = self.cache.page_size() == u64::from(self.store.block_size());
-        if state.mapped || one_block && (state.dirty || state.writing) {
-            return Ok(0);
+        let reserved = state.slot.map_or(Demand::NONE, |slot| self.cache.reserved_for(slot));
+        if has_sums && reserved.blocks() >= per_page {
+            return Ok(Demand::NONE);
         }
+        let blocks = page * per_page..(page + 1) * per_page;
         // With several blocks in a page, a truncation may have taken some, and a write under way leaves out
         // those behind the end of the file.
-        let reserved = state.slot.map_or(0, |slot| self.cache.reserved_for(slot));
-        Ok(self.holes(inode, page)?.saturating_sub(reserved))
-    }
-
-    /// The same where mapped blocks are not overwritten.
-    fn lacking_anew(&self, inode: &Inode, page: u64, state: &PageState) -> Try<u64> {
-        let per_page = self.cache.page_size() / u64::from(self.store.block_size());
-        let reserved = state.slot.map_or(0, |slot| self.cache.reserved_for(slot));
-        if reserved >= per_page {
-            return Ok(0);
-        }
-        // Blocks that are being written now will be mapped.
-        let needed = match state.writing {
-            true => per_page,
-            false => self.blocks_of(inode, page, |piece| self.is_written_anew(piece))?,
+        let needed = match has_sums && state.writing {
+            // They will be mapped.
+            true => Demand::of_replaced(&blocks, has_sums),
+            false => self.demand_of(inode, blocks)?,
         };
-        Ok(needed.saturating_sub(reserved))
+        Ok(needed.beyond(&reserved))
     }
 
     /// Whether the last page, should it be dirty, has what it needs once the file is longer.
@@ -398,26 +399,30 @@ impl Fs {
         let page = size / self.cache.page_size();
         let state = inode.data.pages.borrow().get(page);
         let ends_inside = !size.is_multiple_of(self.cache.page_size());
-        !(ends_inside && state.dirty) || self.lacking(inode, page, &state) == Ok(0)
+        !(ends_inside && state.dirty) || self.lacking(inode, page, &state) == Ok(Demand::NONE)
     }
 
-    /// Blocks of a page that are not mapped.
-    fn holes(&self, inode: &Inode, page: u64) -> Try<u64> {
-        self.blocks_of(inode, page, |piece| piece.stored.is_none())
-    }
-
-    /// Blocks of a page that are in pieces of some kind; those of holes are.
-    fn blocks_of(&self, inode: &Inode, page: u64, counts: impl Fn(&Piece) -> bool) -> Try<u64> {
-        let per_page = self.cache.page_size() / u64::from(self.store.block_size());
-        let (map, blocks) = {
+    /// What a write of `blocks` needs.
+    fn demand_of(&self, inode: &Inode, blocks: Range<u64>) -> Try<Demand> {
+        let (map, has_blocks) = {
             let live = inode.live.borrow();
-            (live.map, live.blocks)
+            (live.map, live.blocks > 0)
         };
-        if blocks == 0 {
-            return Ok(per_page);
+        if !has_blocks {
+            return Ok(Demand::of_holes(&blocks, self.store.has_data_sums()));
         }
-        let pieces = self.pieces(map, page * per_page..(page + 1) * per_page)?;
-        Ok(pieces.iter().filter(|piece| counts(piece)).map(|piece| piece.count).sum())
+        Ok(self.pieces(map, blocks)?.iter().map(|piece| self.demand_of_piece(piece)).sum())
+    }
+
+    /// The same of a piece of a file.
+    pub(super) fn demand_of_piece(&self, piece: &Piece) -> Demand {
+        let (blocks, has_sums) = (piece.start..piece.start + piece.count, self.store.has_data_sums());
+        match piece.stored {
+            None => Demand::of_holes(&blocks, has_sums),
+            Some(stored) if stored.unwritten => Demand::of_ahead(&blocks, has_sums),
+            Some(_) if has_sums => Demand::of_replaced(&blocks, has_sums),
+            Some(_) => Demand::NONE,
+        }
     }
 
     /// Gives the new pages of a plan their slots, all or none, with zeros around `bytes`.
@@ -479,7 +484,7 @@ impl Fs {
                 None => part.zero(),
             }
             if let Some(reservation) = reservation.as_deref_mut() {
-                self.cache.reserve_for(inode, slot, reservation, *reserve);
+                self.cache.reserve_for(inode, slot, reservation, reserve);
             }
             self.cache.touch(slot);
             self.mark_dirty(inode, *page);

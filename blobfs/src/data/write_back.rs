@@ -25,7 +25,7 @@ use super::sums::GROUP_CHANGE_LEN;
 use crate::error::{FsError, Try};
 use crate::fs::{Fs, Inode};
 use crate::ondisk::{ExtentFlags, InodeFlags, InodeItem, Key, SUM_GROUP_BLOCKS};
-use crate::store::{Allocation, Reservation};
+use crate::store::{Allocation, Demand, Reservation};
 use crate::txn::{Origin, Txn};
 use crate::units::{BlockAddr, BlockRange, MapId};
 
@@ -288,18 +288,18 @@ impl Fs {
         };
         let has_log = self.has_log(inode);
         let (mut slots, mut changed) = (Vec::new(), Vec::new());
-        let mut reserved = 0;
+        let mut reserved = Demand::NONE;
         for page in runs.iter().cloned().flatten() {
             let PageState { slot: Some(slot), synced, .. } = cached.get(page) else { continue };
             if has_log && !synced {
                 changed.push(page);
             }
             cached.begin_writing(page);
-            reserved += self.cache.take_reservation(inode, slot);
+            reserved = reserved + self.cache.take_reservation(inode, slot);
             slots.push((page, slot));
         }
         let size = inode.live.borrow().size;
-        let reservation = self.cache.take_reserved(reserved);
+        let reservation = self.cache.take_reserved(&reserved);
         Some((guard, Batch { runs, slots, reservation, size, is_logged, changed }))
     }
 
@@ -344,7 +344,7 @@ impl Fs {
     async fn write_blocks(self: &Rc<Self>, inode: &Rc<Inode>, batch: Batch) -> Result<(), FsError> {
         let sources = self.sources(&batch);
         let stored_size = batch.size.min(batch.end() * self.cache.page_size());
-        let mut reservation = self.run(|fs| fs.store.reserve(0)).await?;
+        let mut reservation = self.run(|fs| fs.store.reserve(Demand::NONE)).await?;
         if let Some(reserved) = batch.reservation {
             reservation.merge(reserved);
         }
@@ -494,7 +494,8 @@ impl Fs {
     ) -> Result<(), FsError> {
         let lacking = blocks.saturating_sub(reservation.blocks());
         if lacking > 0 {
-            reservation.merge(self.run(|fs| fs.store.reserve(lacking)).await?);
+            let demand = Demand { holes: lacking, ..Demand::NONE };
+            reservation.merge(self.run(|fs| fs.store.reserve(demand)).await?);
         }
         Ok(())
     }
@@ -521,10 +522,19 @@ impl Fs {
         mut mappings: Vec<Mapping>,
         size: u64,
     ) -> Result<(), FsError> {
+        let mut most = MAPPINGS_PER_TXN;
         loop {
-            let rest = mappings.split_off(self.first_part(&mappings));
+            let rest = mappings.split_off(self.first_part(&mappings, most));
             let size = rest.is_empty().then_some(size);
-            self.run(|fs| fs.commit_some(inode, &mappings, size)).await?;
+            match self.run(|fs| fs.commit_some(inode, &mappings, size)).await {
+                Err(FsError::NoSpace) if mappings.len() > 1 => {
+                    // A transaction counts on the worst for each of its changes: fewer need fewer nodes at a time.
+                    most = mappings.len() / 2;
+                    mappings.extend(rest);
+                    continue;
+                }
+                committed => committed?,
+            }
             for mapping in mappings {
                 if let Mapping::Fresh { allocation, .. } = mapping {
                     allocation.committed();
@@ -537,8 +547,8 @@ impl Fs {
         }
     }
 
-    /// How many mappings go into one transaction.
-    fn first_part(&self, mappings: &[Mapping]) -> usize {
+    /// How many mappings go into one transaction, `most` at most.
+    fn first_part(&self, mappings: &[Mapping], most: usize) -> usize {
         let mut room = self.store.txn_len_max() / 2;
         let fits = |mapping: &&Mapping| {
             let len = MAPPING_LEN + self.sums_len(u64::from(mapping.parts().1.count));
@@ -546,7 +556,7 @@ impl Fs {
             room = room.saturating_sub(len);
             fits
         };
-        let fitting = mappings.iter().take(MAPPINGS_PER_TXN).take_while(fits).count();
+        let fitting = mappings.iter().take(most).take_while(fits).count();
         fitting.max(1).min(mappings.len())
     }
 
@@ -606,6 +616,15 @@ impl Fs {
             self.start_flush();
         }
         relieved.await;
+    }
+
+    /// Waits until some promise has been kept or taken back. Whoever holds a range waits in vain: promises may lie in it.
+    pub(super) async fn redemption(self: &Rc<Self>) {
+        let redeemed = self.store.redeemed();
+        if self.cache.has_unwritten() {
+            self.start_flush();
+        }
+        redeemed.await;
     }
 
     /// Attributes are ahead of the tree: they follow with the next flush at the latest.

@@ -45,6 +45,7 @@ mod journal;
 mod load;
 mod logged;
 mod open;
+mod promise;
 mod records;
 mod rounds;
 mod space;
@@ -60,13 +61,14 @@ use std::time::Duration;
 
 use bdev::Bdev;
 use reactor::Reactor;
+use reactor::sync::Notify;
 
 use crate::error::{Corruption, FsError, Try, Wait};
 use crate::ondisk::chunk_map::CHUNK_NODES;
 use crate::ondisk::journal::{Record, TxnHeader};
 use crate::ondisk::node::{NODE_HEADER_LEN, SLOT_LEN};
 use crate::ondisk::superblock::Superblock;
-use crate::ondisk::{ExtentItem, FILE_SIZE_MAX, Key, SUM_GROUP_LEN};
+use crate::ondisk::{ExtentItem, FILE_SIZE_MAX, Key};
 use crate::txn::{Change, Txn};
 use crate::units::{BlockAddr, BlockRange, TxnSeq};
 
@@ -85,6 +87,7 @@ pub use load::Pins;
 pub(crate) use logged::{Home, Logged, write_homes};
 pub(crate) use open::{IDS_SKIPPED, check_features};
 pub use open::{MkfsError, MkfsOptions, OpenError, OpenOptions, mkfs};
+pub use promise::{Demand, Reservation};
 pub use rounds::DataStamp;
 pub(crate) use rounds::LoggedData;
 pub use tree::NodeRef;
@@ -117,9 +120,6 @@ const GROUPS_TRIED_MAX: usize = 4;
 /// allocate at a time; a flash page is smaller.
 const DISCARD_LEN_MIN: u64 = 64 * 1024;
 
-/// Bytes of nodes that the checksum of one block may take: an item of its own, if all others of its group are missing.
-const SUMS_SHARE_LEN: u64 = (SUM_GROUP_LEN + SLOT_LEN) as u64;
-
 /// Nodes that only shrinking transactions may use, so that a full device can still delete.
 pub(crate) fn reserve_nodes(superblock: &Superblock) -> usize {
     (superblock.block_count / superblock.node_blocks() / 64).clamp(64, 1024) as usize
@@ -127,48 +127,6 @@ pub(crate) fn reserve_nodes(superblock: &Superblock) -> usize {
 
 fn item_len_max(superblock: &Superblock) -> usize {
     crate::ondisk::node::item_len_max(superblock.node_size as usize)
-}
-
-/// Blocks (and the metadata to map them) that later allocations can count on. Dropping it gives back what
-/// was not used.
-pub struct Reservation {
-    store: Rc<Store>,
-    blocks: u64,
-}
-
-impl Reservation {
-    /// Data blocks left in the reservation.
-    pub fn blocks(&self) -> u64 {
-        self.blocks
-    }
-
-    /// Moves `blocks` of the reservation into one of its own.
-    pub fn split(&mut self, blocks: u64) -> Reservation {
-        let blocks = blocks.min(self.blocks);
-        self.blocks -= blocks;
-        Reservation { store: self.store.clone(), blocks }
-    }
-
-    /// Takes blocks back that were allocated out of it and that no device operation has touched.
-    pub(crate) fn take_back(&mut self, mut allocation: Allocation) {
-        let BlockRange { start, count } = allocation.range;
-        allocation.committed = true;
-        let mut space = self.store.space.borrow_mut();
-        space.insert(start.0, u64::from(count));
-        space.reserve(u64::from(count));
-        self.blocks += u64::from(count);
-    }
-
-    /// Adds another reservation to this one.
-    pub fn merge(&mut self, mut other: Reservation) {
-        self.blocks += std::mem::take(&mut other.blocks);
-    }
-}
-
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        self.store.space.borrow_mut().unreserve(self.blocks);
-    }
 }
 
 /// Blocks picked for data that is about to be written, not yet part of the tree. Name the range in
@@ -258,6 +216,10 @@ pub struct Store {
     /// Where the chunk map of the last checkpoint is.
     map_pages: RefCell<Vec<BlockAddr>>,
     space: RefCell<Space>,
+    /// Runs of blocks that reservations have promised room in the tree for.
+    promised_pieces: Cell<u64>,
+    /// Notified when such a promise is kept or taken back.
+    redeemed: Notify,
     journal: RefCell<Journal>,
     next_id: Cell<u64>,
     seq: Cell<u64>,
@@ -488,7 +450,8 @@ impl Store {
     fn admit_nodes(&self, txn: &Txn, plan: &Plan) -> Try<()> {
         let shrinks =
             txn.changes().iter().any(|change| matches!(change, Change::Delete { .. } | Change::Free(_)));
-        let kept = if shrinks || txn.is_promised() { 0 } else { self.reserve_nodes };
+        let is_free_to = shrinks || txn.is_promised();
+        let kept = if is_free_to { 0 } else { self.reserve_nodes + self.promised_nodes() };
         let height = self.tree.borrow().height();
         let most = txn.changes().len() * 2 * height * 4 + self.put_nodes(txn) + 8;
         if self.slack() >= (most + kept) as i64 {
@@ -499,7 +462,7 @@ impl Store {
         let footprint = self.tree.borrow_mut().footprint(plan);
         let need = (footprint.clean + 2 * footprint.touched + self.put_nodes(txn) + 4 + kept) as i64;
         for _ in 0..CLAIMS_MAX {
-            if self.slack() >= need || !self.claim_chunk()? {
+            if self.slack() >= need || !self.claim_chunk(is_free_to)? {
                 break;
             }
         }
@@ -539,7 +502,7 @@ impl Store {
 
     /// Unused places that are not given back: the reserve, and what may become dirty until the next checkpoint.
     fn kept_nodes(&self) -> usize {
-        2 * self.reserve_nodes + self.dirty_max.get().min(self.tree.borrow().live())
+        2 * self.reserve_nodes + self.promised_nodes() + self.dirty_max.get().min(self.tree.borrow().live())
     }
 
     /// Notes how many places are unused. True when deletions have left so many that a checkpoint should give chunks
@@ -571,8 +534,9 @@ impl Store {
     }
 
     /// Turns free blocks into places for nodes, by a transaction of its own. Blocks that are reserved for
-    /// data are not touched. `false` when there are no such blocks.
-    fn claim_chunk(&self) -> Try<bool> {
+    /// data are not touched, and unless it `is_promised` neither are those that its metadata may need. `false` when
+    /// there are no such blocks.
+    fn claim_chunk(&self, is_promised: bool) -> Try<bool> {
         let mut nodes = CHUNK_NODES;
         let node_blocks = self.superblock.node_blocks();
         self.release_space();
@@ -580,7 +544,8 @@ impl Store {
             let count = u64::from(nodes) * node_blocks;
             let fits = {
                 let space = self.space.borrow();
-                space.free() - space.reserved() >= count
+                let kept = if is_promised { 0 } else { promise::metadata_blocks(space.reserved()) };
+                space.free() - space.reserved() >= count + kept
             };
             let found = if fits { self.space.borrow_mut().take_exact(count) } else { Search::Nothing };
             match found {
@@ -812,45 +777,6 @@ impl Store {
         }
     }
 
-    /// Reserves data blocks and the metadata to map them.
-    ///
-    /// # Errors
-    /// A wait while running operations, a commit or a checkpoint may give space back; then
-    /// [`FsError::NoSpace`]. Whoever holds an [`IoToken`] should give it up before that wait: it may be what
-    /// is waited for, for a second.
-    pub fn reserve(self: &Rc<Self>, blocks: u64) -> Try<Reservation> {
-        self.release_space();
-        let may_get_space = self.may_get_space();
-        let mut space = self.space.borrow_mut();
-        let free = space.free() - space.reserved();
-        let wanted = match blocks {
-            0 => 0,
-            blocks => blocks.saturating_add(self.headroom(space.reserved().saturating_add(blocks))),
-        };
-        if wanted > free {
-            return Err(if may_get_space {
-                Wait::Space.into()
-            } else if self.checkpointed.get() < self.seq.get() {
-                Wait::Checkpoint.into()
-            } else {
-                FsError::NoSpace.into()
-            });
-        }
-        space.reserve(blocks);
-        Ok(Reservation { store: self.clone(), blocks })
-    }
-
-    /// Free blocks that data must leave to metadata while `promised` blocks are still to be mapped: what the
-    /// reserve of nodes lacks, a node entry or two for each extent of a block, and its checksum.
-    fn headroom(&self, promised: u64) -> u64 {
-        let lacking = (2 * self.reserve_nodes as i64 - self.slack()).max(0) as u64;
-        let sums = match self.has_data_sums() {
-            true => promised.saturating_mul(SUMS_SHARE_LEN) / u64::from(self.block_size()),
-            false => 0,
-        };
-        (lacking * self.superblock.node_blocks()).saturating_add(promised / 32).saturating_add(sums)
-    }
-
     /// Takes a run of 1 to `want` contiguous blocks out of a reservation, near `goal` when possible.
     ///
     /// # Errors
@@ -861,7 +787,7 @@ impl Store {
         goal: Option<BlockAddr>,
         want: u32,
     ) -> Try<Allocation> {
-        let want = u64::from(want).min(from.blocks);
+        let want = u64::from(want).min(from.blocks());
         assert!(want > 0, "allocation from an empty reservation");
         let mut tried = 0;
         let range = loop {
@@ -877,8 +803,7 @@ impl Store {
             }
             tried += 1;
         };
-        from.blocks -= u64::from(range.count);
-        self.space.borrow_mut().unreserve(u64::from(range.count));
+        from.use_up(u64::from(range.count));
         Ok(Allocation { store: self.clone(), range, committed: false })
     }
 
@@ -903,7 +828,7 @@ impl Store {
             total: self.superblock.block_count,
             free,
             reserved,
-            available: (free - reserved).saturating_sub(self.headroom(reserved)),
+            available: (free - reserved).saturating_sub(self.headroom(&space)),
         }
     }
 

@@ -110,9 +110,13 @@ async fn commit(store: &Rc<Store>, txn: &Txn) -> Result<TxnSeq, FsError> {
     }
 }
 
+fn of(blocks: u64) -> Demand {
+    Demand { holes: blocks, pieces: 1, ..Demand::NONE }
+}
+
 async fn reserve(store: &Rc<Store>, blocks: u64) -> Result<Reservation, FsError> {
     loop {
-        match store.reserve(blocks) {
+        match store.reserve(of(blocks)) {
             Ok(reservation) => return Ok(reservation),
             Err(Stop::Fail(error)) => return Err(error),
             Err(Stop::Wait(wait)) => {
@@ -673,7 +677,7 @@ fn an_extent_in_a_metadata_chunk_is_none() {
         store.extent(0, &ExtentItem::plain(range, ExtentFlags::empty()).encode())
     };
     assert_eq!(extent(chunk.start), None);
-    let allocation = settled(&store, || store.allocate(&mut store.reserve(1)?, None, 1)).unwrap();
+    let allocation = settled(&store, || store.allocate(&mut store.reserve(of(1))?, None, 1)).unwrap();
     assert!(extent(allocation.range().start.0).is_some());
     assert_eq!(extent(store.superblock.block_count), None);
 }

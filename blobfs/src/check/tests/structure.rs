@@ -383,27 +383,28 @@ fn a_node_of_a_later_generation_is_found() {
 
 #[test]
 fn wrong_chunk_maps_are_found() {
-    // Entries begin at byte 64: first block, used bits, places.
+    // Entries begin at byte 64: first block, used bits, places; of those that the first chunk in use has some are.
     let sample = Sample::new();
-    let used = |page: &[u8]| u64::from_le_bytes(page[72..80].try_into().unwrap());
+    let number = |page: &[u8], at: usize| u64::from_le_bytes(page[at..at + 8].try_into().unwrap());
+    let in_use = |page: &[u8]| (64..).step_by(24).find(|at| number(page, at + 8) != 0).unwrap();
     let mut leaked = 0;
     sample.patch_map(|page| {
-        let start = u64::from_le_bytes(page[64..72].try_into().unwrap());
-        let place = (!used(page)).trailing_zeros();
+        let at = in_use(page);
+        let (start, used) = (number(page, at), number(page, at + 8));
+        let place = (!used).trailing_zeros();
         leaked = start + u64::from(place) * 2;
-        let marked = used(page) | 1 << place;
-        page[72..80].copy_from_slice(&marked.to_le_bytes());
+        page[at + 8..at + 16].copy_from_slice(&(used | 1 << place).to_le_bytes());
     });
     assert_eq!(findings_of(&sample.disk), [Finding::PlaceLeaked { block: leaked }]);
 
     let sample = Sample::new();
     let mut lost = 0;
     sample.patch_map(|page| {
-        let start = u64::from_le_bytes(page[64..72].try_into().unwrap());
-        let place = used(page).trailing_zeros();
+        let at = in_use(page);
+        let (start, used) = (number(page, at), number(page, at + 8));
+        let place = used.trailing_zeros();
         lost = start + u64::from(place) * 2;
-        let marked = used(page) & !(1 << place);
-        page[72..80].copy_from_slice(&marked.to_le_bytes());
+        page[at + 8..at + 16].copy_from_slice(&(used & !(1 << place)).to_le_bytes());
     });
     assert_eq!(findings_of(&sample.disk), [Finding::PlaceNotMarked { block: lost }]);
 

@@ -140,6 +140,21 @@ fn a_partial_overwrite_of_a_wrong_block_is_refused_and_a_whole_one_heals_it() {
     }
 }
 
+#[test]
+fn blocks_that_buffered_data_replaces_are_not_counted_twice() {
+    let (mount, inode) = cold_file(true);
+    let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+    mount.reactor.block_on(async move {
+        let sectors = || fs.get_attr(&ctx, inode).unwrap().sectors;
+        write(&fs, ctx, inode, 8192, &[8; 8192], BUFFERED).await;
+        assert_eq!(sectors(), LEN as u64 / 512);
+        write(&fs, ctx, inode, LEN as u64, &[8; 8192], BUFFERED).await;
+        assert_eq!(sectors(), LEN as u64 / 512 + 16);
+        fs.sync_inode(inode, false).await.unwrap();
+        assert_eq!(sectors(), LEN as u64 / 512 + 16);
+    });
+}
+
 /// A file of 5000 bytes, none of it cached, whose last block does not have its checksum.
 fn wrong_last_block() -> (Mount, InodeId) {
     let (mount, inode) = cold_file(true);

@@ -19,7 +19,7 @@ use crate::data::ReadBlocks;
 use crate::error::{FsError, Stop, Try};
 use crate::fs::{Context, Fs};
 use crate::ondisk::{ExtentFlags, ExtentItem, Key, encode_xattr_stored};
-use crate::store::Allocation;
+use crate::store::{Allocation, Demand};
 use crate::txn::Txn;
 use crate::units::{InodeId, MapId};
 
@@ -146,7 +146,8 @@ impl Fs {
         let mut buf = AlignedBuf::zeroed(blocks * block, BUFFER_ALIGN);
         buf[..value.len()].copy_from_slice(value);
         let src = IoBuffers::from_aligned(&Rc::new(buf));
-        let mut reservation = self.run(|fs| fs.store.reserve(blocks as u64)).await?;
+        let demand = Demand::of_holes(&(0..blocks as u64), self.store.has_data_sums());
+        let mut reservation = self.run(|fs| fs.store.reserve(demand)).await?;
         let mut allocations = Vec::new();
         let mut done = 0;
         while done < src.len() {

@@ -64,7 +64,7 @@ fn full(seed: u64) -> (Rc<SimDisk>, Rc<Reactor>, Rc<Store>, Extents) {
 
 /// Whether a reservation would have to wait for space.
 fn waits_for_space(store: &Rc<Store>) -> bool {
-    matches!(store.reserve(EXTENT), Err(Stop::Wait(Wait::Space)))
+    matches!(store.reserve(of(EXTENT)), Err(Stop::Wait(Wait::Space)))
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn space_that_nobody_frees_is_refused_after_a_commit_and_a_checkpoint() {
         let mut txn = Txn::new(Origin::default());
         txn.put(Key::new(5, Kind::Dirent, 0), b"not in a checkpoint yet");
         commit(&store, &txn).await.unwrap();
-        assert!(matches!(store.reserve(EXTENT), Err(Stop::Wait(Wait::Checkpoint))));
+        assert!(matches!(store.reserve(of(EXTENT)), Err(Stop::Wait(Wait::Checkpoint))));
         assert_eq!(reserve(&store, EXTENT).await.err(), Some(FsError::NoSpace));
         assert_eq!(store.checkpointed.get(), store.seq.get());
     });

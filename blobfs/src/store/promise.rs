@@ -1,0 +1,245 @@
+//! Promises: what data that is still in memory will need on the device.
+//!
+//! Whoever is told that bytes are written must find them written later, on a full device too. So a write reserves
+//! blocks before it changes a page, and room in the tree for what will name them: an extent that may split another one,
+//! and checksums. A [`Reservation`] is held until the transaction with both is applied.
+//!
+//! Blocks that were allocated ahead need only the room in the tree. They were promised to whoever allocated them, so
+//! they may use one half of the nodes that are kept back, which blocks of new data may not.
+
+use std::iter::Sum;
+use std::ops::Add;
+use std::rc::Rc;
+
+use super::space::Space;
+use super::{Allocation, Store};
+use crate::error::{FsError, Try, Wait};
+use crate::ondisk::node::{NODE_HEADER_LEN, SLOT_LEN};
+use crate::ondisk::{ExtentItem, SUM_GROUP_LEN, sum_groups};
+use crate::units::BlockRange;
+
+/// Items that a piece puts into the tree, at most: it may split an extent into three.
+const EXTENTS_OF_PIECE: u64 = 2;
+
+/// Free blocks that are left to metadata for so many blocks of new data. Picked: of blocks of 4 KiB, room for several
+/// extents each, so that data may lie in fragments.
+const BLOCKS_PER_METADATA_BLOCK: u64 = 32;
+
+/// What a later change needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Demand {
+    /// Blocks where there are none.
+    pub holes: u64,
+    /// Blocks that take the place of others.
+    pub replaced: u64,
+    /// Runs of blocks that enter the tree as what they are not yet: each may be an extent of its own, and has its
+    /// checksums, if there are such, in one item.
+    pub pieces: u64,
+}
+
+impl Demand {
+    /// Nothing.
+    pub const NONE: Self = Self { holes: 0, replaced: 0, pieces: 0 };
+
+    /// New blocks for a run of file blocks.
+    pub fn of_holes(blocks: &std::ops::Range<u64>, has_sums: bool) -> Self {
+        Self { holes: blocks.end - blocks.start, replaced: 0, pieces: pieces(blocks, has_sums) }
+    }
+
+    /// New blocks in place of those of a run of file blocks.
+    pub fn of_replaced(blocks: &std::ops::Range<u64>, has_sums: bool) -> Self {
+        Self { holes: 0, replaced: blocks.end - blocks.start, pieces: pieces(blocks, has_sums) }
+    }
+
+    /// A run of file blocks that were allocated ahead.
+    pub fn of_ahead(blocks: &std::ops::Range<u64>, has_sums: bool) -> Self {
+        Self { holes: 0, replaced: 0, pieces: pieces(blocks, has_sums) }
+    }
+
+    /// Data blocks to allocate.
+    pub fn blocks(&self) -> u64 {
+        self.holes.saturating_add(self.replaced)
+    }
+
+    /// What is needed beyond what is reserved.
+    #[must_use]
+    pub fn beyond(&self, reserved: &Self) -> Self {
+        Self {
+            holes: self.holes.saturating_sub(reserved.holes),
+            replaced: self.replaced.saturating_sub(reserved.replaced),
+            pieces: self.pieces.saturating_sub(reserved.pieces),
+        }
+    }
+}
+
+/// Runs that hold `blocks`, each with its checksums in one item.
+fn pieces(blocks: &std::ops::Range<u64>, has_sums: bool) -> u64 {
+    if has_sums { sum_groups(blocks).count() as u64 } else { 1 }
+}
+
+impl Add for Demand {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            holes: self.holes.saturating_add(other.holes),
+            replaced: self.replaced.saturating_add(other.replaced),
+            pieces: self.pieces.saturating_add(other.pieces),
+        }
+    }
+}
+
+impl Sum for Demand {
+    fn sum<I: Iterator<Item = Self>>(demands: I) -> Self {
+        demands.fold(Self::NONE, Add::add)
+    }
+}
+
+/// Blocks, and room in the tree, that later changes can count on. Dropping it gives back what was not used.
+pub struct Reservation {
+    store: Rc<Store>,
+    blocks: u64,
+    pieces: u64,
+}
+
+impl Reservation {
+    /// Data blocks left in the reservation.
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// What is left in the reservation.
+    pub fn left(&self) -> Demand {
+        Demand { holes: self.blocks, replaced: 0, pieces: self.pieces }
+    }
+
+    /// Moves a part of the reservation into one of its own.
+    pub fn split(&mut self, demand: &Demand) -> Reservation {
+        let (blocks, pieces) = (demand.blocks().min(self.blocks), demand.pieces.min(self.pieces));
+        self.blocks -= blocks;
+        self.pieces -= pieces;
+        Reservation { store: self.store.clone(), blocks, pieces }
+    }
+
+    /// Adds another reservation to this one.
+    pub fn merge(&mut self, mut other: Reservation) {
+        self.blocks += std::mem::take(&mut other.blocks);
+        self.pieces += std::mem::take(&mut other.pieces);
+    }
+
+    /// Takes blocks out that have been allocated.
+    pub(super) fn use_up(&mut self, blocks: u64) {
+        self.blocks -= blocks;
+        self.store.space.borrow_mut().unreserve(blocks);
+    }
+
+    /// Takes blocks back that were allocated out of it and that no device operation has touched.
+    pub(crate) fn take_back(&mut self, mut allocation: Allocation) {
+        let BlockRange { start, count } = allocation.range;
+        allocation.committed = true;
+        let mut space = self.store.space.borrow_mut();
+        space.insert(start.0, u64::from(count));
+        space.reserve(u64::from(count));
+        self.blocks += u64::from(count);
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.store.space.borrow_mut().unreserve(self.blocks);
+        if self.pieces > 0 {
+            self.store.promised_pieces.set(self.store.promised_pieces.get() - self.pieces);
+            self.store.redeemed.notify_all();
+        }
+    }
+}
+
+impl Store {
+    /// Reserves data blocks and room for what maps them.
+    ///
+    /// # Errors
+    /// A wait while running operations, a commit or a checkpoint may give space back; then
+    /// [`FsError::NoSpace`]. Whoever holds an [`super::IoToken`] should give it up before that wait: it may be what
+    /// is waited for, for a second.
+    pub fn reserve(self: &Rc<Self>, demand: Demand) -> Try<Reservation> {
+        self.release_space();
+        let may_get_space = self.may_get_space();
+        let mut space = self.space.borrow_mut();
+        if !self.has_room(&space, &demand) {
+            return Err(if may_get_space {
+                Wait::Space.into()
+            } else if self.checkpointed.get() < self.seq.get() {
+                Wait::Checkpoint.into()
+            } else {
+                FsError::NoSpace.into()
+            });
+        }
+        space.reserve(demand.blocks());
+        self.promised_pieces.set(self.promised_pieces.get() + demand.pieces);
+        Ok(Reservation { store: self.clone(), blocks: demand.blocks(), pieces: demand.pieces })
+    }
+
+    fn has_room(&self, space: &Space, demand: &Demand) -> bool {
+        if *demand == Demand::NONE {
+            return true;
+        }
+        let blocks = demand.blocks();
+        let pieces = self.promised_pieces.get().saturating_add(demand.pieces);
+        let free = space.free() - space.reserved();
+        let nodes_kept = if blocks == 0 { self.reserve_nodes } else { 2 * self.reserve_nodes };
+        let lacking = self.lacking_blocks(nodes_kept, pieces);
+        if blocks == 0 && lacking == 0 {
+            return true;
+        }
+        let for_data = metadata_blocks(space.reserved().saturating_add(blocks));
+        blocks.saturating_add(lacking).saturating_add(for_data) <= free
+    }
+
+    /// Whether data in memory holds promises: writing it back may give room.
+    pub(crate) fn has_promises(&self) -> bool {
+        self.promised_pieces.get() > 0
+    }
+
+    /// Waits until a promise is kept or taken back.
+    pub(crate) fn redeemed(&self) -> reactor::sync::Notified {
+        self.redeemed.notified()
+    }
+
+    /// Nodes that the tree may need to keep all promises.
+    pub(super) fn promised_nodes(&self) -> usize {
+        self.nodes_for(self.promised_pieces.get())
+    }
+
+    /// Nodes that pieces may fill, at most: each of their items may split a node that is full, as long as there are
+    /// such; nodes that were split are half full.
+    fn nodes_for(&self, pieces: u64) -> usize {
+        if pieces == 0 {
+            return 0;
+        }
+        let extent = (SLOT_LEN + ExtentItem::SIZE) as u64;
+        let (sums, sums_len) =
+            if self.has_data_sums() { (1, (SLOT_LEN + SUM_GROUP_LEN) as u64) } else { (0, 0) };
+        let items = pieces.saturating_mul(EXTENTS_OF_PIECE + sums);
+        let bytes = pieces.saturating_mul(EXTENTS_OF_PIECE * extent + sums_len);
+        let half = (self.superblock.node_size as usize - NODE_HEADER_LEN) as u64 / 2;
+        (items.min(self.tree.borrow().live() as u64).saturating_add(bytes / half + 1)) as usize
+    }
+
+    /// Blocks that have to become nodes before `kept` nodes are left beside those of `pieces`.
+    fn lacking_blocks(&self, kept: usize, pieces: u64) -> u64 {
+        let nodes = kept.saturating_add(self.nodes_for(pieces));
+        let lacking = (nodes as i64).saturating_sub(self.slack()).max(0) as u64;
+        lacking.saturating_mul(self.superblock.node_blocks())
+    }
+
+    /// Free blocks that are not to be had for data. Without the room for pieces that is promised for a moment: most of
+    /// it turns out not to be needed.
+    pub(super) fn headroom(&self, space: &Space) -> u64 {
+        self.lacking_blocks(2 * self.reserve_nodes, 0).saturating_add(metadata_blocks(space.reserved()))
+    }
+}
+
+/// Free blocks that are left to metadata for promised blocks of data.
+pub(super) fn metadata_blocks(promised: u64) -> u64 {
+    promised / BLOCKS_PER_METADATA_BLOCK
+}
