@@ -16,7 +16,7 @@ use bdev::Segment;
 use reactor::sync::Notify;
 
 use super::arena::{Arena, Slot};
-use super::direct::KeptBuffers;
+use super::bounce::BounceMemory;
 use super::load::LOAD_PAGES;
 use super::sums::Reports;
 use crate::error::FsError;
@@ -94,7 +94,7 @@ pub(crate) struct Cache {
     /// Lines of the log about data that does not have its checksum.
     pub(super) reports: Reports,
     /// Memory for direct transfers that cannot use the client's.
-    pub(super) bounce_buffers: Rc<KeptBuffers>,
+    pub(super) bounce_memory: Rc<BounceMemory>,
 }
 
 impl Cache {
@@ -122,7 +122,7 @@ impl Cache {
             flushing: Cell::new(false),
             timer_armed: Cell::new(false),
             reports: Reports::default(),
-            bounce_buffers: Rc::default(),
+            bounce_memory: Rc::default(),
         })
     }
 

@@ -4,13 +4,13 @@
 //! back at once. Memory that misses the device's alignment is bounced, that piece only; so is all where blocks have
 //! checksums, because a client may change its memory at any time.
 
-use std::cell::RefCell;
 use std::ops::Range;
 use std::rc::Rc;
 
-use bdev::{AlignedBuf, IoBuffers};
+use bdev::IoBuffers;
 use reactor::sync::join_all;
 
+use super::bounce::{BUFFER_LEN, Bounce};
 use super::extent::{Piece, Stored};
 use super::load::LOAD_PAGES;
 use super::pages::PageMap;
@@ -21,10 +21,7 @@ use crate::error::FsError;
 use crate::fs::{Context, Fs, Inode, IoFlags, regular_file};
 use crate::ondisk::{FILE_SIZE_MAX, InodeFlags};
 use crate::store::IoToken;
-use crate::units::{BlockAddr, InodeId};
-
-/// Alignment of bounce memory: no device asks for more.
-const BOUNCE_ALIGN: usize = 4096;
+use crate::units::{BlockAddr, InodeId, MapId};
 
 /// A direct read that is one operation of the device, under way.
 #[must_use = "its result decides what the reply is"]
@@ -51,68 +48,21 @@ impl DirectRead {
     }
 }
 
-/// Bytes of a bounce buffer that is kept for the next transfer: the largest request of most clients.
-const KEPT_LEN: usize = 1 << 20;
-
-/// Buffers that are kept.
-const KEPT_MAX: usize = 8;
-
-/// Transfers from so many bytes on use such buffers. Fewer come from the heap, which has touched memory for them.
-const KEPT_FROM: usize = 64 << 10;
-
-/// Large bounce buffers that nothing uses: touching new memory costs several times what copying does.
-#[derive(Default)]
-pub(super) struct KeptBuffers(RefCell<Vec<Rc<AlignedBuf>>>);
-
-impl KeptBuffers {
-    /// A buffer of at least `len` bytes, which may hold anything.
-    fn take(self: &Rc<Self>, len: usize) -> Bounce {
-        let is_kept = (KEPT_FROM..=KEPT_LEN).contains(&len);
-        let kept = if is_kept { self.0.borrow_mut().pop() } else { None };
-        let size = if is_kept { KEPT_LEN } else { len };
-        let buf = kept.unwrap_or_else(|| Rc::new(AlignedBuf::zeroed(size, BOUNCE_ALIGN)));
-        Bounce { buf, len, kept: self.clone() }
-    }
-}
-
-/// Memory of our own for one transfer.
-struct Bounce {
-    buf: Rc<AlignedBuf>,
-    len: usize,
-    kept: Rc<KeptBuffers>,
-}
-
-impl Bounce {
-    fn buffers(&self) -> IoBuffers {
-        IoBuffers::from_aligned(&self.buf).slice(0, self.len)
-    }
-
-    /// What it holds, when its transfer has ended.
-    fn bytes(&self) -> &[u8] {
-        &self.buf[..self.len]
-    }
-}
-
-impl Drop for Bounce {
-    /// Keeps it, unless a device may still use it: whoever waited for the transfer has gone away.
-    fn drop(&mut self) {
-        let mut kept = self.kept.0.borrow_mut();
-        if self.buf.len() == KEPT_LEN && kept.len() < KEPT_MAX && Rc::strong_count(&self.buf) == 1 {
-            kept.push(self.buf.clone());
-        }
-    }
-}
-
 /// Whole blocks that are read into memory of our own.
 struct Bounced {
-    /// Where their bytes go in the client's memory.
-    at: usize,
-    buf: Bounce,
-    /// The bytes of it that are wanted.
-    inside: Range<usize>,
-    /// The first block, in the file and on the device.
-    start: u64,
+    /// Bytes of the file that are wanted.
+    wanted: Range<u64>,
+    /// The blocks that they are in, and the first one on the device.
+    blocks: Range<u64>,
     addr: BlockAddr,
+}
+
+/// A part of a direct read: what it reads, and where to.
+struct Part<'a> {
+    bytes: Range<u64>,
+    dst: &'a IoBuffers,
+    /// Memory for the blocks of all of `bytes`, if any are bounced.
+    bounce: Option<Bounce>,
 }
 
 impl Fs {
@@ -191,29 +141,61 @@ impl Fs {
             return Ok(0);
         }
         let block = u64::from(self.store.block_size());
-        let blocks = bytes.start / block..bytes.end.div_ceil(block);
-        let (pieces, sums) = self.run(|fs| fs.pieces_and_sums(item.map, &blocks)).await?;
+        let is_whole = bytes.start.is_multiple_of(block) && bytes.end.is_multiple_of(block);
+        // Parts of memory that is aligned are, too, if they are whole blocks of at least the alignment.
+        let is_aligned = self.is_aligned(dst) && u64::from(self.store.bdev().limits().dma_align) <= block;
+        let is_bounced = !is_whole || !is_aligned || self.store.has_data_sums();
+        let most = if is_bounced { BUFFER_LEN as u64 } else { u64::MAX };
+        let mut at = bytes.start;
+        while at < bytes.end {
+            let end = (at / block * block).saturating_add(most).min(bytes.end);
+            let dst = dst.slice((at - bytes.start) as usize, (end - at) as usize);
+            let bounce = match is_bounced {
+                true => {
+                    let len = end.next_multiple_of(block) - at / block * block;
+                    Some(self.cache.bounce_memory.take(len as usize).await)
+                }
+                false => None,
+            };
+            self.read_part(inode, item.map, &Part { bytes: at..end, dst: &dst, bounce }).await?;
+            at = end;
+        }
+        Ok((bytes.end - bytes.start) as usize)
+    }
+
+    async fn read_part(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        map: MapId,
+        part: &Part<'_>,
+    ) -> Result<(), FsError> {
+        let block = u64::from(self.store.block_size());
+        let blocks = part.bytes.start / block..part.bytes.end.div_ceil(block);
+        let (pieces, sums) = self.run(|fs| fs.pieces_and_sums(map, &blocks)).await?;
         let io = self.store.begin_io();
         let (mut reads, mut bounced) = (Vec::new(), Vec::new());
         for piece in &pieces {
-            self.read_piece(piece, &bytes, dst, &mut reads, &mut bounced);
+            self.read_piece(piece, part, &mut reads, &mut bounced);
         }
         let results = join_all(reads).await;
         drop(io);
         results.into_iter().collect::<Result<(), _>>()?;
-        for Bounced { at, buf, inside, start, addr } in bounced {
-            let sums = sums.get((start - blocks.start) as usize..).unwrap_or_default();
-            self.verify(&ReadBlocks { inode: inode.id, xattr: false, start, addr, sums }, buf.bytes())?;
-            dst.copy_from(at, &buf.bytes()[inside]);
+        let Some(bounce) = &part.bounce else { return Ok(()) };
+        for Bounced { wanted, blocks: read, addr } in bounced {
+            let within = |byte: u64| (byte - blocks.start * block) as usize;
+            let sums = sums.get((read.start - blocks.start) as usize..).unwrap_or_default();
+            let of = ReadBlocks { inode: inode.id, xattr: false, start: read.start, addr, sums };
+            self.verify(&of, &bounce.bytes()[within(read.start * block)..within(read.end * block)])?;
+            let bytes = &bounce.bytes()[within(wanted.start)..within(wanted.end)];
+            part.dst.copy_from((wanted.start - part.bytes.start) as usize, bytes);
         }
-        Ok((bytes.end - bytes.start) as usize)
+        Ok(())
     }
 
     fn read_piece(
         &self,
         piece: &Piece,
-        bytes: &Range<u64>,
-        dst: &IoBuffers,
+        &Part { ref bytes, dst, ref bounce }: &Part<'_>,
         reads: &mut Vec<bdev::Io>,
         bounced: &mut Vec<Bounced>,
     ) {
@@ -238,25 +220,23 @@ impl Fs {
         } else {
             [start..end, end..end]
         };
-        for part in rest.into_iter().filter(|part| !part.is_empty()) {
-            let around = part.start / block * block..part.end.next_multiple_of(block);
-            let buf = self.cache.bounce_buffers.take((around.end - around.start) as usize);
-            self.queue_reads(device(around.start), buf.buffers(), reads);
-            let inside = (part.start - around.start) as usize..(part.end - around.start) as usize;
-            let blocks = around.start / block - piece.start;
-            bounced.push(Bounced {
-                at: (part.start - bytes.start) as usize,
-                buf,
-                inside,
-                start: piece.start + blocks,
-                addr: BlockAddr(addr.0 + blocks),
-            });
+        let Some(bounce) = bounce else {
+            debug_assert!(rest.iter().all(Range::is_empty), "{bytes:?} was to go straight");
+            return;
+        };
+        for wanted in rest.into_iter().filter(|wanted| !wanted.is_empty()) {
+            let blocks = wanted.start / block..wanted.end.div_ceil(block);
+            let skip = (blocks.start - bytes.start / block) * block;
+            let len = (blocks.end - blocks.start) * block;
+            let addr = BlockAddr(addr.0 + blocks.start - piece.start);
+            self.queue_reads(addr.0 * block, bounce.buffers().slice(skip as usize, len as usize), reads);
+            bounced.push(Bounced { wanted, blocks, addr });
         }
     }
 
     /// A copy of what is to be written.
-    fn bounce_out(&self, src: &IoBuffers) -> Bounce {
-        let bounce = self.cache.bounce_buffers.take(src.len());
+    async fn bounce_out(&self, src: &IoBuffers) -> Bounce {
+        let bounce = self.cache.bounce_memory.take(src.len()).await;
         let buffers = bounce.buffers();
         let mut cursor = src.cursor();
         for segment in buffers.segments() {
@@ -348,7 +328,7 @@ impl Fs {
         }
         self.drop_range(inode, &pages);
         let is_bounced = self.store.has_data_sums() || !self.is_aligned(src);
-        let bounce = is_bounced.then(|| self.bounce_out(src));
+        let bounce = if is_bounced { Some(self.bounce_out(src).await) } else { None };
         let bounced = bounce.as_ref().map(Bounce::buffers);
         let source = bounced.as_ref().unwrap_or(src);
         let io = self.store.begin_write();

@@ -7,7 +7,7 @@
 //! | `range_lock` | who may touch which part of a file |
 //! | `read`, `load` | reading; filling pages, read-ahead |
 //! | `write`, `write_back` | writing into the cache; from the cache to the device |
-//! | `direct` | transfers between the client's memory and the device |
+//! | `direct`, `bounce` | transfers between the client's memory and the device; memory of our own for them |
 //! | `space` | truncation, allocation ahead, holes, deletion |
 //! | `log` | small synced writes: into the journal |
 //! | `sums` | checksums of blocks, where a file system has them |
@@ -27,6 +27,7 @@
 //! - a file that is inline is no longer than `INLINE_MAX`: it is moved to blocks before it grows over that.
 
 mod arena;
+mod bounce;
 mod cache;
 mod direct;
 mod extent;
