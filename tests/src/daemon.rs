@@ -46,7 +46,7 @@ impl Daemon {
         options: &[&str],
     ) -> anyhow::Result<Self> {
         let socket = socket_path(scratch, &format!("{name}.sock"))?;
-        let image = scratch.join(format!("{name}.img"));
+        let image = image_path(scratch, name);
         let log = scratch.join(format!("{name}.log"));
         let mut command = match server {
             Server::Vhostfs { vhostfs, .. } => serve_command(vhostfs, &socket, &image, size, options),
@@ -69,7 +69,7 @@ impl Daemon {
             bail!("virtiofsd is started by the path of its socket")
         };
         let socket = socket_path(scratch, &format!("{name}.sock"))?;
-        let image = scratch.join(format!("{name}.img"));
+        let image = image_path(scratch, name);
         let log = scratch.join(format!("{name}.log"));
         let listener = UnixListener::bind(&socket).with_context(|| format!("bind {}", socket.display()))?;
         // The shell moves the socket from its standard input to where the daemon is told to look for it.
@@ -140,6 +140,11 @@ impl Daemon {
     pub fn kill(mut self) {
         self.process.kill();
     }
+}
+
+/// Where the image of a daemon is.
+pub fn image_path(scratch: &Path, name: &str) -> PathBuf {
+    scratch.join(format!("{name}.img"))
 }
 
 /// Checks an image that a daemon has closed: marked clean, so that a mount replays nothing, and without findings.

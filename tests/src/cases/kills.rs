@@ -10,6 +10,7 @@ use std::{
     collections::BTreeMap,
     env,
     path::Path,
+    process::Command,
     time::{Duration, Instant},
 };
 
@@ -18,7 +19,8 @@ use anyhow::{Context as _, bail, ensure};
 use super::{Case, CaseContext, Scale};
 use crate::{
     artifacts::{MOUNT_POINT, Server},
-    daemon::{Daemon, fsck},
+    daemon::{Daemon, fsck, image_path},
+    process::output_of,
     progress::note,
     qemu::{Hardware, QemuGuest},
     uml::{UmlGuest, UmlRun},
@@ -37,8 +39,12 @@ const ROUNDS_LONG: u64 = 200;
 const SEED: &str = "VHOSTFS_KILLS_SEED";
 const SEED_DEFAULT: u64 = 1;
 
-/// Rounds on one image: what the work leaves grows, and so does the time to check it.
-const ROUNDS_PER_IMAGE: u64 = 20;
+/// Images of a run: what the work leaves grows, and so does the time to check it. Every second one has checksums of
+/// file data.
+const IMAGES_SHORT: u64 = 2;
+const IMAGES_LONG: u64 = 10;
+
+const IMAGE_SIZE: &str = "1G";
 
 /// One round of so many is in a QEMU guest, which is slow; the others are in User-Mode Linux.
 const QEMU_EVERY: u64 = 10;
@@ -164,19 +170,22 @@ impl Guest {
 }
 
 fn run(context: &CaseContext<'_>) -> anyhow::Result<()> {
-    let rounds = if context.scale == Scale::Long { ROUNDS_LONG } else { ROUNDS_SHORT };
+    let (rounds, images) = match context.scale {
+        Scale::Long => (ROUNDS_LONG, IMAGES_LONG),
+        Scale::Short => (ROUNDS_SHORT, IMAGES_SHORT),
+    };
     let seed = match env::var(SEED) {
         Ok(seed) => seed.parse().with_context(|| format!("{SEED} is no number: {seed}"))?,
         Err(_) => SEED_DEFAULT,
     };
     note(&format!("seed {seed} ({SEED} sets another one)"));
     let mut random = Random(seed);
-    let (mut compared, mut first) = (0, 1);
-    while first <= rounds {
-        let last = rounds.min(first + ROUNDS_PER_IMAGE - 1);
-        compared += one_image(context, &mut random, first..=last)?;
+    let mut compared = 0;
+    for image in 0..images {
+        let (first, last) = (image * rounds / images + 1, (image + 1) * rounds / images);
+        let has_checksums = image % 2 == 1;
+        compared += one_image(context, &mut random, first..=last, has_checksums)?;
         note(&format!("{last} of {rounds} rounds: {compared} durable numbers were found again"));
-        first = last + 1;
     }
     Ok(())
 }
@@ -186,9 +195,16 @@ fn one_image(
     context: &CaseContext<'_>,
     random: &mut Random,
     rounds: std::ops::RangeInclusive<u64>,
+    has_checksums: bool,
 ) -> anyhow::Result<u64> {
     let name = format!("fs{}", rounds.start());
-    let start = || Daemon::start(&context.artifacts.server, context.scratch, &name, "1G", &[]);
+    let server = &context.artifacts.server;
+    if has_checksums && let Server::Vhostfs { blobfs, .. } = server {
+        let image = image_path(context.scratch, &name);
+        let mut mkfs = Command::new(blobfs);
+        output_of(mkfs.args(["mkfs", "--data-checksum", "--size", IMAGE_SIZE]).arg(image))?;
+    }
+    let start = || Daemon::start(server, context.scratch, &name, IMAGE_SIZE, &[]);
     let mut promises = Promises::default();
     let mut daemon = Some(start()?);
     for round in rounds {
