@@ -148,9 +148,18 @@ impl Workload {
         };
         // What does not exist cannot be done in part; it failed before that was known.
         let Ok(id) = old.target(target) else { return Ok(old.clone()) };
-        let (Ok(attr), Ok(found)) = (self.world.attr(id), self.world.content(id)) else {
+        let Ok(attr) = self.world.attr(id) else {
             // The device fails: nobody can say, and what a later sync covers is not known.
             self.log.unknown = true;
+            return Ok(new);
+        };
+        let Ok(found) = self.world.content(id) else {
+            self.log.unknown = true;
+            let node = new.node_mut(id);
+            (node.atime, node.mtime, node.ctime) = (None, attr.mtime, attr.ctime);
+            if let Body::File(content) = &mut node.body {
+                content.resize(attr.size);
+            }
             return Ok(new);
         };
         let (Some(before), Some(after)) = (old.node(id).content(), new.node(id).content()) else {
