@@ -270,7 +270,7 @@ impl Fs {
         while at < end {
             let next = (at / round + 1).saturating_mul(round).min(end);
             let part = src.slice((at - offset) as usize, (next - at) as usize);
-            let flags = IoFlags { from_cache: flags.from_cache || at > offset, ..flags };
+            let flags = if at > offset { flags.without_times() } else { flags };
             match self.write_blocks_direct(inode, at..next, &part, flags).await {
                 Ok(_) => at = next,
                 Err(_) if at > offset => break,

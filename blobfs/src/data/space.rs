@@ -508,7 +508,7 @@ impl Fs {
         inode.check_alive()?;
         // Once, before the first transaction: a power cut may show the time of any of them.
         self.note_write(inode, 0, IoFlags::default());
-        let flags = IoFlags { from_cache: true, ..IoFlags::default() };
+        let flags = IoFlags::default().without_times();
         for edge in edges {
             let edge = edge.start..edge.end.min(size);
             if edge.start < edge.end && self.holds_data(inode, &edge).await? {

@@ -162,7 +162,7 @@ impl Fs {
         let mut done = (hull.end - hull.start) as usize;
         while done < src.len() {
             let rest = src.slice(done, src.len() - done);
-            let flags = IoFlags { from_cache: true, ..flags };
+            let flags = flags.without_times();
             let Ok(bytes) = self.append_piece(ctx, inode, &rest, flags).await else { break };
             hull.end = bytes.end;
             done += (bytes.end - bytes.start) as usize;
@@ -223,7 +223,8 @@ impl Fs {
                 Source::Zeros => None,
             };
             let source = part.as_ref().map_or(Source::Zeros, Source::Buffers);
-            let (bytes, flags) = (at..next, IoFlags { from_cache: flags.from_cache || at > offset, ..flags });
+            let bytes = at..next;
+            let flags = if at > offset { flags.without_times() } else { flags };
             match self.when_ready(inode, |fs| fs.write_round(ctx, inode, &bytes, source, flags)).await {
                 Ok(()) => at = next,
                 Err(_) if at > offset => break,

@@ -204,6 +204,13 @@ pub struct IoFlags {
     pub kill_privileges: bool,
 }
 
+impl IoFlags {
+    /// The same for a later part of an operation: the first one has given the file its times.
+    pub(crate) fn without_times(self) -> Self {
+        Self { from_cache: true, ..self }
+    }
+}
+
 /// What `statfs` shows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct StatFs {
