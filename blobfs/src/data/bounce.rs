@@ -17,7 +17,7 @@ pub(super) const BUFFER_LEN: usize = 1 << 20;
 const KEPT_MAX: usize = 8;
 
 /// Transfers from so many bytes on use such buffers. Fewer come from the heap, which has touched memory for them.
-const KEPT_FROM: usize = 64 << 10;
+const KEPT_FROM: usize = 256 << 10;
 
 /// Bytes that all transfers under way may have. Picked: more than a device needs to be busy with.
 const IN_USE_MAX: usize = 64 << 20;

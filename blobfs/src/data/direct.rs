@@ -12,7 +12,6 @@ use reactor::sync::join_all;
 
 use super::bounce::{BUFFER_LEN, Bounce};
 use super::extent::{Piece, Stored};
-use super::load::LOAD_PAGES;
 use super::pages::PageMap;
 use super::range_lock::{Mode, RangeGuard};
 use super::sums::ReadBlocks;
@@ -265,7 +264,7 @@ impl Fs {
     ) -> Result<usize, FsError> {
         let end = offset.saturating_add(src.len() as u64);
         self.admit_direct(ctx, inode, &(offset..end), flags).await?;
-        let round = LOAD_PAGES * self.cache.page_size();
+        let round = BUFFER_LEN as u64;
         let mut at = offset;
         while at < end {
             let next = (at / round + 1).saturating_mul(round).min(end);
@@ -308,6 +307,7 @@ impl Fs {
         let pages = self.cache.pages(&bytes);
         let block = u64::from(self.store.block_size());
         let blocks = bytes.start / block..bytes.end / block;
+        let mut is_redeemed = false;
         let (_guard, mut reservation) = loop {
             self.prepare_growth(inode, bytes.end).await?;
             let guard = self.lock_written(inode, &pages, Mode::Change).await?;
@@ -315,9 +315,10 @@ impl Fs {
                 continue;
             }
             match self.reserve_to_write(inode, &blocks).await {
-                Err(FsError::NoSpace) if self.store.has_promises() => {
+                Err(FsError::NoSpace) if self.store.has_promises() && !is_redeemed => {
                     drop(guard);
-                    self.redemption().await;
+                    self.redeem().await;
+                    is_redeemed = true;
                 }
                 reserved => break (guard, reserved?),
             }

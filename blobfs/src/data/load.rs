@@ -152,7 +152,9 @@ impl Fs {
         let blocks = first * per_page..(first + taken.len() as u64) * per_page;
         let (pieces, sums) = self.run(|fs| fs.pieces_and_sums(item.map, &blocks)).await?;
         let buffers = IoBuffers::new(joined(&memory), self.cache.hold());
-        let mut mapped = vec![true; taken.len()];
+        // Blocks behind the end may be on their way out of the file.
+        let is_inside = |page: u64| (page + 1) * page_size <= item.size;
+        let mut mapped: Vec<bool> = taken.iter().map(|(page, _)| is_inside(*page)).collect();
         let io = self.store.begin_io();
         let mut reads = Vec::new();
         for Piece { start, count, stored } in &pieces {

@@ -30,7 +30,7 @@ use super::arena::Slot;
 use super::extent::{Piece, Stored};
 use super::range_lock::{Mode, RangeGuard};
 use super::write_back::{FILES_AT_ONCE, Mapping};
-use crate::error::{FsError, Try, Wait};
+use crate::error::{FsError, Stop, Try, Wait};
 use crate::fs::{Fs, Inode};
 use crate::ondisk::InodeFlags;
 use crate::store::{Demand, LoggedData, Reservation};
@@ -91,6 +91,10 @@ impl Fs {
     /// # Errors
     /// Those of [`crate::store::Store::commit`].
     pub(super) fn log_dirty(self: &Rc<Self>, inode: &Rc<Inode>) -> Try<bool> {
+        if inode.data.log.unsettled.borrow().len() > SETTLED_PER_TXN {
+            // The rest must not be settled behind what is logged now.
+            self.settle_changed(inode)?;
+        }
         let Some(pages) = self.loggable(inode) else { return Ok(false) };
         if pages.is_empty() {
             return Ok(true);
@@ -103,7 +107,11 @@ impl Fs {
             }
             logging.push(Logging { page, slot, reservation });
         }
-        let logged = self.log_pages(inode, &mut logging);
+        let logged = match self.log_pages(inode, &mut logging) {
+            // One transaction counts on the worst for all of them; write-back needs less at a time.
+            Err(Stop::Fail(FsError::NoSpace)) => Ok(false),
+            logged => logged,
+        };
         if !matches!(logged, Ok(true)) {
             for Logging { slot, mut reservation, .. } in logging {
                 let left = reservation.left();

@@ -94,14 +94,21 @@ impl FileData {
         self.pending_blocks.get()
     }
 
-    /// Whether nothing would be lost with it: no page, no lock, no reservation, no error to be reported.
+    /// Whether nothing would be lost with it: no page, no lock, no reservation, no error to be reported, no blocks to be
+    /// freed.
     pub(crate) fn is_idle(&self) -> bool {
         self.pages.borrow().is_empty()
             && self.lock.is_idle()
             && !self.listed.get()
             && self.pending_blocks.get() == 0
             && self.error.borrow().is_none()
+            && self.cut_from.get().is_none()
             && !self.log.is_unsettled()
+    }
+
+    /// A sync has to cover what has this stamp.
+    pub(crate) fn count_as_written(&self, stamp: crate::store::DataStamp) {
+        self.written.set(stamp);
     }
 
     /// Whether buffered data waits for its write-back.

@@ -340,26 +340,27 @@ impl Fs {
             FallocateMode::PunchHole => self.zero_range(&ctx, &inode, offset..end).await,
             FallocateMode::Zero { keep_size } => {
                 self.zero_range(&ctx, &inode, offset..end).await?;
-                let _guard = self.prepare_range(&inode, &(offset..end), keep_size).await?;
-                self.allocate_range(&inode, offset..end, keep_size).await
+                let (_guard, reservation) = self.prepare_range(&inode, &(offset..end), keep_size).await?;
+                self.allocate_range(&inode, offset..end, reservation, keep_size).await
             }
             FallocateMode::Allocate { keep_size } => {
-                let _guard = self.prepare_range(&inode, &(offset..end), keep_size).await?;
+                let (_guard, reservation) = self.prepare_range(&inode, &(offset..end), keep_size).await?;
                 // Once, before the first transaction: a power cut may show the time of any of them.
                 self.note_write(&inode, 0, IoFlags::default());
-                self.allocate_range(&inode, offset..end, keep_size).await
+                self.allocate_range(&inode, offset..end, reservation, keep_size).await
             }
         }
     }
 
-    /// Makes a file ready for allocation in a range, and keeps others away from it.
+    /// Makes a file ready for allocation in a range, keeps others away from it, and reserves what fills its holes.
     async fn prepare_range(
         self: &Rc<Self>,
         inode: &Rc<Inode>,
         bytes: &Range<u64>,
         keep_size: bool,
-    ) -> Result<RangeGuard, FsError> {
+    ) -> Result<(RangeGuard, Reservation), FsError> {
         let pages = self.cache.pages(bytes);
+        let mut is_redeemed = false;
         loop {
             self.move_to_blocks(inode).await?;
             self.cut_done(inode).await?;
@@ -372,13 +373,13 @@ impl Fs {
             if inline || cut || !keep_size && !self.is_ready_to_grow(inode, bytes.end) {
                 continue;
             }
-            // Fails early when there is not enough.
             match self.reserve_holes(inode, &self.blocks(bytes)).await {
-                Err(FsError::NoSpace) if self.store.has_promises() => {
+                Err(FsError::NoSpace) if self.store.has_promises() && !is_redeemed => {
                     drop(guard);
-                    self.redemption().await;
+                    self.redeem().await;
+                    is_redeemed = true;
                 }
-                reserved => break reserved.map(|_| guard),
+                reserved => break Ok((guard, reserved?)),
             }
         }
     }
@@ -394,11 +395,12 @@ impl Fs {
         self: &Rc<Self>,
         inode: &Rc<Inode>,
         bytes: Range<u64>,
+        mut reservation: Reservation,
         keep_size: bool,
     ) -> Result<(), FsError> {
         let Range { start: mut at, end } = self.blocks(&bytes);
         while at < end {
-            at = self.allocate_hole(inode, at, end).await?;
+            at = self.allocate_hole(inode, at, end, &mut reservation).await?;
         }
         // Blocks that are allocated are no data that could be missing: the size may follow at once.
         self.run(|fs| {
@@ -427,7 +429,8 @@ impl Fs {
         blocks: &Range<u64>,
     ) -> Result<Reservation, FsError> {
         self.reserve_for(inode, blocks, |piece| match piece.stored {
-            None => self.demand_of_piece(piece),
+            // They are not written yet, and have no checksums.
+            None => Demand { holes: piece.count, pieces: 1, ..Demand::NONE },
             Some(_) => Demand::NONE,
         })
         .await
@@ -460,17 +463,22 @@ impl Fs {
     }
 
     /// Allocates the begin of the hole at `at`, if there is one; gives what comes next.
-    async fn allocate_hole(self: &Rc<Self>, inode: &Rc<Inode>, at: u64, end: u64) -> Result<u64, FsError> {
+    async fn allocate_hole(
+        self: &Rc<Self>,
+        inode: &Rc<Inode>,
+        at: u64,
+        end: u64,
+        reservation: &mut Reservation,
+    ) -> Result<u64, FsError> {
         let map = inode.live.borrow().map;
         let hole = self.run(|fs| fs.piece_at(map, at, end)).await?;
         if hole.stored.is_some() {
             return Ok(at + hole.count);
         }
         let want = u32::try_from(hole.count).unwrap_or(u32::MAX);
-        let demand = Demand { holes: u64::from(want), pieces: 1, ..Demand::NONE };
-        let mut reservation = self.run(|fs| fs.store.reserve(demand)).await?;
         let goal = self.goal(inode, at, &[]).await?;
-        let allocation = self.allocate(&mut reservation, goal, want).await?;
+        self.ensure_reserved(reservation, u64::from(want)).await?;
+        let allocation = self.allocate(reservation, goal, want).await?;
         let range = allocation.range();
         self.run(|fs| {
             inode.check_alive()?;
@@ -519,13 +527,24 @@ impl Fs {
         if whole.start < whole.end {
             let _guard = self.lock_for_change(inode, whole.clone()).await?;
             inode.check_alive()?;
+            let was_dirty = inode.data.pages.borrow().is_unwritten(&whole);
             self.drop_range(inode, &whole);
             let per_page = page_size / u64::from(self.store.block_size());
-            // In rounds, so that each fits a transaction however many extents there are.
-            let mut left = whole.start * per_page..whole.end * per_page;
-            while !left.is_empty() {
-                left = self.run(|fs| fs.punch_round(inode, &left)).await?;
+            let punched = self.punch_blocks(inode, whole.start * per_page..whole.end * per_page).await;
+            if let (true, Err(error)) = (was_dirty, &punched) {
+                // Neither the hole nor what was buffered is there.
+                inode.data.error.borrow_mut().get_or_insert_with(|| error.clone());
             }
+            return punched;
+        }
+        Ok(())
+    }
+
+    /// Unmaps `blocks` in rounds, so that each fits a transaction however many extents there are.
+    async fn punch_blocks(self: &Rc<Self>, inode: &Rc<Inode>, blocks: Range<u64>) -> Result<(), FsError> {
+        let mut left = blocks;
+        while !left.is_empty() {
+            left = self.run(|fs| fs.punch_round(inode, &left)).await?;
         }
         Ok(())
     }

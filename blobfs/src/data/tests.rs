@@ -503,6 +503,100 @@ fn a_truncation_that_no_transaction_holds_is_at_once_and_is_finished_after_a_cra
 }
 
 #[test]
+fn a_page_that_is_read_while_its_blocks_are_freed_does_not_count_as_mapped() {
+    let mount = Mount::new(512, false);
+    let inode = mount.create("f");
+    let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+    mount.reactor.block_on(async move {
+        perforate(&fs, ctx, inode, 1500).await;
+        // Inside a page that has all its blocks.
+        resize(&fs, ctx, inode, 8192 + 1000).await;
+        let file = fs.run(|fs| fs.inode(inode)).await.unwrap();
+        assert!(file.data.cut_from.get().is_some(), "the blocks are freed later");
+        assert_eq!(read(&fs, ctx, inode, 8192, 4096, BUFFERED).await, [3; 1000]);
+        while file.data.cut_from.get().is_some() {
+            // Nothing of it would be known if it left memory.
+            assert!(!file.data.is_idle());
+            fs.store.reactor().sleep(Duration::from_millis(1)).await;
+        }
+        assert!(!file.data.pages.borrow().get(2).mapped);
+    });
+}
+
+#[test]
+fn a_hole_that_fails_after_it_dropped_buffered_data_is_told_to_the_next_sync() {
+    let mount = Mount::new(4096, false);
+    let inode = mount.create("f");
+    let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+    mount.reactor.block_on(async move {
+        write(&fs, ctx, inode, 0, &[1; 65_536], BUFFERED).await;
+        fs.sync_all().await.unwrap();
+        write(&fs, ctx, inode, 5 * 4096, &[2; 4096], BUFFERED).await;
+        let mut txn = Txn::new(Origin::default());
+        txn.put(Key::extent(MapId(inode.0), 5), &[0; 3]);
+        fs.store.commit(&txn).unwrap();
+        let punched = fs.fallocate(ctx, inode, FallocateMode::PunchHole, 5 * 4096, 4096).await;
+        assert!(matches!(punched, Err(FsError::Corrupt(_))), "{punched:?}");
+        let synced = fs.sync_inode(inode, false).await;
+        assert!(matches!(synced, Err(FsError::Corrupt(_))), "{synced:?}");
+    });
+}
+
+/// A power cut between two transactions that map the blocks of one batch.
+#[test]
+fn data_behind_the_end_of_a_file_after_a_power_cut_is_not_seen_when_it_grows() {
+    const PAGES: u64 = 100;
+    // What is in the open block before decides between which of them it ends.
+    for names in (0..60).step_by(3) {
+        // A small journal, and so short transactions.
+        let small = MkfsOptions {
+            block_size: 512,
+            node_size: 1024,
+            journal_size: 64 << 10,
+            ..MkfsOptions::default()
+        };
+        let mount = Mount::sized(8 << 20, small, false);
+        let inode = mount.create("f");
+        mount.disk.set_latency(&mount.reactor, Duration::from_micros(10)..Duration::from_micros(20));
+        let (fs, ctx, disk) = (mount.fs.clone(), mount.ctx, mount.disk.clone());
+        let cuts = mount.reactor.block_on(async move {
+            fs.sync_all().await.unwrap();
+            for page in 0..PAGES {
+                write(&fs, ctx, inode, page * 8192, &[3; 4096], BUFFERED).await;
+            }
+            let spec = CreateSpec { node: NewNode::File, mode: 0o644, umask: 0, security: &[] };
+            for name in 0..names {
+                let name = name.to_string();
+                fs.run(|fs| fs.create(&ctx, InodeId::ROOT, name.as_bytes(), &spec)).await.unwrap();
+            }
+            let (at, done) = (fs.clone(), Rc::new(std::cell::Cell::new(false)));
+            let is_done = done.clone();
+            drop(fs.store.reactor().spawn(async move {
+                at.sync_inode(inode, false).await.unwrap();
+                is_done.set(true);
+            }));
+            let mut cuts = Vec::new();
+            while !done.get() {
+                fs.store.reactor().sleep(Duration::from_micros(5)).await;
+                cuts.push(disk.crash(bdev::sim::CrashChoice::Nothing));
+            }
+            cuts
+        });
+        for cut in cuts {
+            let mount = Mount::open(mount.reactor.clone(), cut);
+            let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+            mount.reactor.block_on(async move {
+                let before = fs.run(|fs| fs.get_attr(&ctx, inode)).await.unwrap().size;
+                resize(&fs, ctx, inode, PAGES * 8192).await;
+                let got = read(&fs, ctx, inode, 0, (PAGES * 8192) as usize, BUFFERED).await;
+                let data = got.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
+                assert!(data <= before, "the file had {before} bytes, and has data up to {data}");
+            });
+        }
+    }
+}
+
+#[test]
 fn a_rename_over_a_file_takes_a_size_along_that_no_data_is_behind() {
     let mount = Mount::new(4096, false);
     let (source, target) = (mount.create("new"), mount.create("old"));

@@ -35,7 +35,7 @@ enum Need {
     EndOfWrite(u64),
     /// Too much is dirty, or no slot is to be had.
     Relief,
-    /// Nothing can be promised before what others were promised is written.
+    /// There is no space, unless writing what others were promised gives some.
     Redemption,
     /// The store.
     Store(Wait),
@@ -97,6 +97,7 @@ impl Fs {
         let bytes = start..start.checked_add(src.len() as u64)?;
         match self.write_round(ctx, &inode, &bytes, Source::Buffers(src), flags) {
             Ok(()) => Some(Ok(src.len())),
+            Err(Need::Fail(FsError::NoSpace)) => None,
             Err(Need::Fail(error)) => Some(Err(error)),
             Err(_) => None,
         }
@@ -158,32 +159,39 @@ impl Fs {
         src: &IoBuffers,
         flags: IoFlags,
     ) -> Result<(Range<u64>, usize), FsError> {
-        let mut hull = self.append_piece(ctx, inode, src, flags).await?;
-        let mut done = (hull.end - hull.start) as usize;
-        while done < src.len() {
+        let mut round = self.cache.round_bytes();
+        let (mut hull, mut done): (Option<Range<u64>>, usize) = (None, 0);
+        while done < src.len() || hull.is_none() {
             let rest = src.slice(done, src.len() - done);
-            let flags = flags.without_times();
-            let Ok(bytes) = self.append_piece(ctx, inode, &rest, flags).await else { break };
-            hull.end = bytes.end;
-            done += (bytes.end - bytes.start) as usize;
+            let flags = if hull.is_some() { flags.without_times() } else { flags };
+            match self.append_piece(ctx, inode, &rest, round, flags).await {
+                Ok(bytes) => {
+                    done += (bytes.end - bytes.start) as usize;
+                    hull = Some(hull.map_or(bytes.start, |hull| hull.start)..bytes.end);
+                }
+                Err(FsError::NoSpace) if round > self.cache.page_size() => round = self.half_round(round),
+                Err(_) if hull.is_some() => break,
+                Err(error) => return Err(error),
+            }
         }
-        Ok((hull, done))
+        Ok((hull.unwrap_or_default(), done))
     }
 
     /// Writes at the end that the file has when the bytes enter: whoever had to wait looks for it again, since
-    /// others may have moved it. All of `src`, or as much of it as a round takes, up to the end of a page: a power cut
+    /// others may have moved it. All of `src`, or about `round` bytes of it, up to the end of a page: a power cut
     /// between two rounds never leaves a part of a sector.
     async fn append_piece(
         self: &Rc<Self>,
         ctx: &Context,
         inode: &Rc<Inode>,
         src: &IoBuffers,
+        round: u64,
         flags: IoFlags,
     ) -> Result<Range<u64>, FsError> {
         let at_the_end = || {
             let (size, page) = (inode.live.borrow().size, self.cache.page_size());
             // A round of bytes fits wherever in a page it begins.
-            let most = (size / page * page).saturating_add(self.cache.round_bytes() + page);
+            let most = (size / page * page).saturating_add(round + page);
             size..size.saturating_add(src.len() as u64).min(most)
         };
         let part = |bytes: &Range<u64>| src.slice(0, (bytes.end - bytes.start) as usize);
@@ -214,7 +222,7 @@ impl Fs {
         flags: IoFlags,
     ) -> Result<usize, FsError> {
         let end = offset.checked_add(len).filter(|end| *end <= FILE_SIZE_MAX).ok_or(FsError::FileTooLarge)?;
-        let round = self.cache.round_bytes();
+        let mut round = self.cache.round_bytes();
         let mut at = offset;
         while at < end {
             let next = (at / round + 1).saturating_mul(round).min(end);
@@ -227,11 +235,18 @@ impl Fs {
             let flags = if at > offset { flags.without_times() } else { flags };
             match self.when_ready(inode, |fs| fs.write_round(ctx, inode, &bytes, source, flags)).await {
                 Ok(()) => at = next,
+                Err(FsError::NoSpace) if round > self.cache.page_size() => round = self.half_round(round),
                 Err(_) if at > offset => break,
                 Err(error) => return Err(error),
             }
         }
         Ok((at - offset) as usize)
+    }
+
+    /// A smaller round, when there is no space for what all pages of one need in the worst case.
+    fn half_round(&self, round: u64) -> u64 {
+        let page_size = self.cache.page_size();
+        (round / page_size / 2).max(1) * page_size
     }
 
     /// Makes a page dirty with the bytes that it has.
@@ -257,6 +272,7 @@ impl Fs {
         inode: &Rc<Inode>,
         mut round: impl FnMut(&Rc<Self>) -> Result<(), Need>,
     ) -> Result<(), FsError> {
+        let mut is_redeemed = false;
         loop {
             match round(self) {
                 Ok(()) => return Ok(()),
@@ -275,7 +291,11 @@ impl Fs {
                 Err(Need::Growth(size)) => Box::pin(self.prepare_growth(inode, size)).await?,
                 Err(Need::WriteBack(page)) => self.write_back(inode, page..page + 1).await?,
                 Err(Need::Relief) => self.relief(self.cache.relieved.notified()).await,
-                Err(Need::Redemption) => self.redemption().await,
+                Err(Need::Redemption) if is_redeemed => return Err(FsError::NoSpace),
+                Err(Need::Redemption) => {
+                    self.redeem().await;
+                    is_redeemed = true;
+                }
                 Err(Need::Store(wait)) => self.wait(wait).await?,
             }
         }
@@ -321,8 +341,7 @@ impl Fs {
         Ok(())
     }
 
-    /// Reserves what buffered data will need. There is no space only when no other data holds such promises any more:
-    /// what they turn out to need is less.
+    /// Reserves what buffered data will need.
     fn promise(&self, demand: Demand) -> Result<Reservation, Need> {
         match self.store.reserve(demand) {
             Err(Stop::Fail(FsError::NoSpace)) if self.store.has_promises() => Err(Need::Redemption),
@@ -376,7 +395,9 @@ impl Fs {
     fn lacking(&self, inode: &Inode, page: u64, state: &PageState) -> Try<Demand> {
         let has_sums = self.store.has_data_sums();
         let per_page = self.cache.page_size() / u64::from(self.store.block_size());
-        if !has_sums && (state.mapped || per_page == 1 && (state.dirty || state.writing)) {
+        // What is being written will be mapped, unless that is a small file on its way into the tree.
+        let has_block = || state.dirty || state.writing && inode.live.borrow().blocks > 0;
+        if !has_sums && (state.mapped || per_page == 1 && has_block()) {
             return Ok(Demand::NONE);
         }
         let reserved = state.slot.map_or(Demand::NONE, |slot| self.cache.reserved_for(slot));

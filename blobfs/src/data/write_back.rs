@@ -65,6 +65,12 @@ impl Mapping {
             Self::Written { start, range, sums } => (*start, *range, sums),
         }
     }
+
+    /// The file block behind the last one.
+    fn end(&self) -> u64 {
+        let (start, range, _) = self.parts();
+        start + u64::from(range.count)
+    }
 }
 
 /// Pages under way.
@@ -263,8 +269,13 @@ impl Fs {
             self.write_home(inode, &batch).await?;
             return Ok(Place::Blocks);
         }
-        if !to_blocks && self.fits_inline(inode) && self.write_inline(inode, &batch).await? {
-            return Ok(Place::Tree);
+        if !to_blocks && self.fits_inline(inode) {
+            match self.write_inline(inode, &batch).await {
+                Ok(true) => return Ok(Place::Tree),
+                // Blocks are reserved for it, so much room in the tree is not.
+                Ok(false) | Err(FsError::NoSpace) => {}
+                Err(error) => return Err(error),
+            }
         }
         self.write_blocks(inode, batch).await?;
         Ok(Place::Blocks)
@@ -279,9 +290,13 @@ impl Fs {
     /// Takes the first dirty pages of `pages` and the lock on their range, unless somebody else has it.
     fn take_batch(self: &Rc<Self>, inode: &Rc<Inode>, pages: &Range<u64>) -> Option<(RangeGuard, Batch)> {
         let mut cached = inode.data.pages.borrow_mut();
-        let runs = cached.dirty_runs(pages, BATCH_PAGES, BATCH_RUNS);
+        let mut runs = cached.dirty_runs(pages, BATCH_PAGES, BATCH_RUNS);
+        let is_logged = cached.get(runs.first()?.start).logged;
+        if is_logged {
+            // Between runs may be a range of somebody who waits for the checkpoint that waits for this batch.
+            runs.truncate(1);
+        }
         let hull = runs.first()?.start..runs.last()?.end;
-        let is_logged = cached.get(hull.start).logged;
         let guard = match is_logged {
             true => RangeGuard::try_acquire_first(inode, hull)?,
             false => RangeGuard::try_acquire(inode, hull, Mode::WriteBack)?,
@@ -487,7 +502,7 @@ impl Fs {
         }
     }
 
-    async fn ensure_reserved(
+    pub(super) async fn ensure_reserved(
         self: &Rc<Self>,
         reservation: &mut Reservation,
         blocks: u64,
@@ -515,7 +530,8 @@ impl Fs {
         }
     }
 
-    /// Maps written blocks, and moves the stored size up to `size`.
+    /// Maps written blocks, and moves the stored size up to `size`: with each transaction behind what it maps, or a power
+    /// cut would leave data behind the end, which is seen when the file grows.
     pub(super) async fn commit_mappings(
         self: &Rc<Self>,
         inode: &Rc<Inode>,
@@ -525,8 +541,11 @@ impl Fs {
         let mut most = MAPPINGS_PER_TXN;
         loop {
             let rest = mappings.split_off(self.first_part(&mappings, most));
-            let size = rest.is_empty().then_some(size);
-            match self.run(|fs| fs.commit_some(inode, &mappings, size)).await {
+            let mapped = match mappings.last() {
+                Some(last) if !rest.is_empty() => last.end() * u64::from(self.store.block_size()),
+                _ => size,
+            };
+            match self.run(|fs| fs.commit_some(inode, &mappings, mapped.min(size))).await {
                 Err(FsError::NoSpace) if mappings.len() > 1 => {
                     // A transaction counts on the worst for each of its changes: fewer need fewer nodes at a time.
                     most = mappings.len() / 2;
@@ -560,7 +579,7 @@ impl Fs {
         fitting.max(1).min(mappings.len())
     }
 
-    fn commit_some(&self, inode: &Rc<Inode>, mappings: &[Mapping], size: Option<u64>) -> Try<()> {
+    fn commit_some(&self, inode: &Rc<Inode>, mappings: &[Mapping], size: u64) -> Try<()> {
         inode.check_alive()?;
         let mut item = inode.stored_item();
         let mut txn = Txn::new(Origin::default());
@@ -570,7 +589,7 @@ impl Fs {
             item.flags.remove(InodeFlags::INLINE);
         }
         self.add_mappings(&mut txn, &mut item, mappings)?;
-        item.size = item.size.max(size.unwrap_or(0));
+        item.size = item.size.max(size);
         if txn.is_empty() && item.size == inode.stored_size.get() {
             // Overwritten in place: the times follow with the next sync.
             return Ok(());
@@ -618,17 +637,18 @@ impl Fs {
         relieved.await;
     }
 
-    /// Waits until some promise has been kept or taken back. Whoever holds a range waits in vain: promises may lie in it.
-    pub(super) async fn redemption(self: &Rc<Self>) {
-        let redeemed = self.store.redeemed();
-        if self.cache.has_unwritten() {
-            self.start_flush();
-        }
-        redeemed.await;
+    /// Keeps the promises that buffered data holds: it takes less room on the device than is reserved for it. Not for
+    /// holders of a range, in which such data may be. Who finds no space afterwards finds none.
+    pub(crate) async fn redeem(self: &Rc<Self>) {
+        // Failures are kept for the next syncs.
+        let _ = Box::pin(self.write_back_all()).await;
     }
 
     /// Attributes are ahead of the tree: they follow with the next flush at the latest.
     pub(super) fn note_ahead(self: &Rc<Self>, inode: &Rc<Inode>) {
+        if inode.gone.get() {
+            return;
+        }
         inode.ahead.set(true);
         self.list_dirty(inode);
         if !self.cache.timer_armed.get() {

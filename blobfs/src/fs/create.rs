@@ -106,6 +106,8 @@ impl Fs {
         let now = self.now();
         let mut txn = self.begin(ctx);
         if item.nlink == 0 {
+            // The last session may have forgotten it while this call waited, and then it is being deleted.
+            self.check_known(ctx.session, inode)?;
             txn.delete(Key::orphan(inode));
         }
         item.nlink += 1;

@@ -66,6 +66,12 @@ impl InodeTable {
         self.inodes.remove(id);
     }
 
+    /// Lets an inode go that nothing needs.
+    #[cfg(test)]
+    pub(crate) fn evict(&mut self, id: &InodeId) {
+        assert!(self.inodes.remove(id).is_some_and(|inode| inode.is_evictable()));
+    }
+
     #[cfg(test)]
     pub(crate) fn len(&self) -> usize {
         self.inodes.len()
@@ -161,6 +167,8 @@ impl Fs {
             FsError::from(Corruption { structure: "inode item", offset: id.0, problem: "malformed".into() })
         })?;
         let inode = Inode::new(id, item);
+        // It may have been in memory before, and nobody knows which of the writes since the last flush were its.
+        inode.data.count_as_written(self.store.last_written());
         self.inodes.borrow_mut().insert(id, inode.clone());
         Ok(inode)
     }

@@ -381,6 +381,18 @@ proptest! {
 }
 
 #[test]
+fn a_nameless_file_gets_no_name_from_a_session_that_has_forgotten_it() {
+    let bench = Bench::new();
+    let ctx = bench.ctx;
+    let file = bench.run(move |fs| fs.create_tmpfile(&ctx, InodeId::ROOT, &FILE)).unwrap().attr.inode;
+    let other = Context { session: bench.fs.open_session(), ..ctx };
+    let linked = bench.run(move |fs| fs.link(&other, file, InodeId::ROOT, b"name"));
+    assert_eq!(linked.map(drop), Err(FsError::Stale));
+    bench.run(move |fs| fs.link(&ctx, file, InodeId::ROOT, b"name")).unwrap();
+    bench.run(move |fs| fs.link(&other, file, InodeId::ROOT, b"another")).unwrap();
+}
+
+#[test]
 fn inodes_that_nothing_needs_leave_memory_and_come_back() {
     let bench = Bench::new();
     let kept = bench.create(InodeId::ROOT, "kept", FILE);

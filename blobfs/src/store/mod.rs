@@ -61,14 +61,13 @@ use std::time::Duration;
 
 use bdev::Bdev;
 use reactor::Reactor;
-use reactor::sync::Notify;
 
 use crate::error::{Corruption, FsError, Try, Wait};
 use crate::ondisk::chunk_map::CHUNK_NODES;
 use crate::ondisk::journal::{Record, TxnHeader};
 use crate::ondisk::node::{NODE_HEADER_LEN, SLOT_LEN};
 use crate::ondisk::superblock::Superblock;
-use crate::ondisk::{ExtentItem, FILE_SIZE_MAX, Key};
+use crate::ondisk::{ExtentItem, FILE_SIZE_MAX, Key, Kind};
 use crate::txn::{Change, Txn};
 use crate::units::{BlockAddr, BlockRange, TxnSeq};
 
@@ -218,8 +217,6 @@ pub struct Store {
     space: RefCell<Space>,
     /// Runs of blocks that reservations have promised room in the tree for.
     promised_pieces: Cell<u64>,
-    /// Notified when such a promise is kept or taken back.
-    redeemed: Notify,
     journal: RefCell<Journal>,
     next_id: Cell<u64>,
     seq: Cell<u64>,
@@ -448,13 +445,14 @@ impl Store {
 
     /// Sees to it that there will be a place for every node that the transaction makes dirty.
     fn admit_nodes(&self, txn: &Txn, plan: &Plan) -> Try<()> {
-        let shrinks =
-            txn.changes().iter().any(|change| matches!(change, Change::Delete { .. } | Change::Free(_)));
-        let is_free_to = shrinks || txn.is_promised();
-        let kept = if is_free_to { 0 } else { self.reserve_nodes + self.promised_nodes() };
+        let is_promised = txn.is_promised();
+        let kept = if is_promised || shrinks(txn) { 0 } else { self.reserve_nodes };
+        let owed = if is_promised { 0 } else { self.promised_nodes() as i64 };
+        let is_enough =
+            |places, need| places >= need && (owed == 0 || places + self.claimable_nodes() >= need + owed);
         let height = self.tree.borrow().height();
         let most = txn.changes().len() * 2 * height * 4 + self.put_nodes(txn) + 8;
-        if self.slack() >= (most + kept) as i64 {
+        if is_enough(self.slack(), (most + kept) as i64) {
             return Ok(());
         }
         // The ways to the keys, two neighbours each by splits or one by a merge, what the bytes fill, and a
@@ -462,11 +460,11 @@ impl Store {
         let footprint = self.tree.borrow_mut().footprint(plan);
         let need = (footprint.clean + 2 * footprint.touched + self.put_nodes(txn) + 4 + kept) as i64;
         for _ in 0..CLAIMS_MAX {
-            if self.slack() >= need || !self.claim_chunk(is_free_to)? {
+            if self.slack() >= need || !self.claim_chunk(is_promised)? {
                 break;
             }
         }
-        if self.slack() >= need {
+        if is_enough(self.slack(), need) {
             return Ok(());
         }
         let after_checkpoint = {
@@ -474,7 +472,7 @@ impl Store {
             let used = self.tree.borrow().live() + 2 * self.map_pages_max();
             chunks.total() as i64 - used as i64
         };
-        if after_checkpoint >= need {
+        if is_enough(after_checkpoint, need) {
             Err(Wait::Checkpoint.into())
         } else if self.may_get_space() {
             Err(Wait::Space.into())
@@ -497,7 +495,7 @@ impl Store {
     /// Places beyond those that the tree and the changes to come need, once a checkpoint has been written.
     fn surplus(&self) -> usize {
         let used = self.tree.borrow().live() + 2 * self.map_pages_max();
-        self.chunks.borrow().total().saturating_sub(used + self.kept_nodes())
+        self.chunks.borrow().total().saturating_sub(used + self.kept_nodes() - self.promised_nodes())
     }
 
     /// Unused places that are not given back: the reserve, and what may become dirty until the next checkpoint.
@@ -866,6 +864,14 @@ impl Store {
 /// some place of each chunk is used, and the next one would fare no better.
 fn surplus_max(surplus: usize) -> usize {
     if surplus < SURPLUS_MIN { SURPLUS_MIN } else { surplus + CHUNK_NODES as usize }
+}
+
+/// Whether a transaction is one that gives room, which a full device has to allow. A new name may be longer than that
+/// in whose place it comes.
+fn shrinks(txn: &Txn) -> bool {
+    let gives = |change: &Change| matches!(change, Change::Delete { .. } | Change::Free(_));
+    let names = |change: &Change| matches!(change, Change::Put { key, .. } if key.kind == Kind::Dirent);
+    txn.changes().iter().any(gives) && !txn.changes().iter().any(names)
 }
 
 fn bad_bitmap(group: u64, problem: String) -> FsError {

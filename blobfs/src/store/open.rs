@@ -8,7 +8,6 @@ use std::task::{Context, Poll, Waker};
 
 use bdev::{AlignedBuf, Bdev, BdevError, IoBuffers, Limits, WriteFlags};
 use reactor::Reactor;
-use reactor::sync::Notify;
 use reactor::sync::join_all;
 
 use super::checkpoint::{Checkpoint, buffer_align, erase_superblocks, write_superblock};
@@ -440,7 +439,6 @@ impl Store {
             map_pages: RefCell::new(map_pages),
             space: RefCell::new(space),
             promised_pieces: Cell::new(0),
-            redeemed: Notify::new(),
             journal: RefCell::new(journal),
             next_id: Cell::new(if clean { next_id } else { next_id + IDS_SKIPPED }),
             seq: Cell::new(last_txn),

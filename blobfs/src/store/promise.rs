@@ -15,7 +15,7 @@ use super::space::Space;
 use super::{Allocation, Store};
 use crate::error::{FsError, Try, Wait};
 use crate::ondisk::node::{NODE_HEADER_LEN, SLOT_LEN};
-use crate::ondisk::{ExtentItem, SUM_GROUP_LEN, sum_groups};
+use crate::ondisk::{ExtentItem, SUM_GROUP_BLOCKS, SUM_GROUP_LEN};
 use crate::units::BlockRange;
 
 /// Items that a piece puts into the tree, at most: it may split an extent into three.
@@ -74,7 +74,10 @@ impl Demand {
 
 /// Runs that hold `blocks`, each with its checksums in one item.
 fn pieces(blocks: &std::ops::Range<u64>, has_sums: bool) -> u64 {
-    if has_sums { sum_groups(blocks).count() as u64 } else { 1 }
+    match has_sums {
+        true => blocks.end.div_ceil(SUM_GROUP_BLOCKS) - blocks.start / SUM_GROUP_BLOCKS,
+        false => 1,
+    }
 }
 
 impl Add for Demand {
@@ -93,6 +96,16 @@ impl Sum for Demand {
     fn sum<I: Iterator<Item = Self>>(demands: I) -> Self {
         demands.fold(Self::NONE, Add::add)
     }
+}
+
+/// What there is for a demand.
+enum Room {
+    Enough,
+    /// It cannot be told before the free runs of this group are known.
+    Unknown(u64),
+    /// Free blocks that lie in short runs: what the tree needs has to be taken first.
+    ToClaim,
+    None,
 }
 
 /// Blocks, and room in the tree, that later changes can count on. Dropping it gives back what was not used.
@@ -147,10 +160,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.store.space.borrow_mut().unreserve(self.blocks);
-        if self.pieces > 0 {
-            self.store.promised_pieces.set(self.store.promised_pieces.get() - self.pieces);
-            self.store.redeemed.notify_all();
-        }
+        self.store.promised_pieces.set(self.store.promised_pieces.get() - self.pieces);
     }
 }
 
@@ -163,36 +173,43 @@ impl Store {
     /// is waited for, for a second.
     pub fn reserve(self: &Rc<Self>, demand: Demand) -> Try<Reservation> {
         self.release_space();
-        let may_get_space = self.may_get_space();
-        let mut space = self.space.borrow_mut();
-        if !self.has_room(&space, &demand) {
-            return Err(if may_get_space {
-                Wait::Space.into()
-            } else if self.checkpointed.get() < self.seq.get() {
-                Wait::Checkpoint.into()
-            } else {
-                FsError::NoSpace.into()
-            });
+        loop {
+            match self.room_for(&demand) {
+                Room::Enough => break,
+                Room::Unknown(group) => self.learn(group)?,
+                Room::ToClaim if self.claim_chunk(true)? => {}
+                Room::ToClaim | Room::None if self.may_get_space() => return Err(Wait::Space.into()),
+                Room::ToClaim | Room::None if self.checkpointed.get() < self.seq.get() => {
+                    return Err(Wait::Checkpoint.into());
+                }
+                Room::ToClaim | Room::None => return Err(FsError::NoSpace.into()),
+            }
         }
-        space.reserve(demand.blocks());
+        self.space.borrow_mut().reserve(demand.blocks());
         self.promised_pieces.set(self.promised_pieces.get() + demand.pieces);
         Ok(Reservation { store: self.clone(), blocks: demand.blocks(), pieces: demand.pieces })
     }
 
-    fn has_room(&self, space: &Space, demand: &Demand) -> bool {
+    fn room_for(&self, demand: &Demand) -> Room {
         if *demand == Demand::NONE {
-            return true;
+            return Room::Enough;
         }
+        let space = self.space.borrow();
         let blocks = demand.blocks();
-        let pieces = self.promised_pieces.get().saturating_add(demand.pieces);
-        let free = space.free() - space.reserved();
-        let nodes_kept = if blocks == 0 { self.reserve_nodes } else { 2 * self.reserve_nodes };
-        let lacking = self.lacking_blocks(nodes_kept, pieces);
-        if blocks == 0 && lacking == 0 {
-            return true;
+        let kept = if blocks == 0 { self.reserve_nodes } else { 2 * self.reserve_nodes };
+        let lacking = self.lacking_blocks(kept, self.promised_pieces.get().saturating_add(demand.pieces));
+        let promised = space.reserved().saturating_add(blocks);
+        let for_data = if blocks == 0 { 0 } else { promised.saturating_add(metadata_blocks(promised)) };
+        if for_data.saturating_add(lacking).max(space.reserved() + lacking) > space.free() {
+            return Room::None;
         }
-        let for_data = metadata_blocks(space.reserved().saturating_add(blocks));
-        blocks.saturating_add(lacking).saturating_add(for_data) <= free
+        // Nodes need runs of blocks, and data may take any.
+        let is_enough = lacking == 0 || space.claimable() >= promised.max(for_data) + lacking;
+        match (is_enough, space.unknown_group()) {
+            (true, _) => Room::Enough,
+            (false, Some(group)) => Room::Unknown(group),
+            (false, None) => Room::ToClaim,
+        }
     }
 
     /// Whether data in memory holds promises: writing it back may give room.
@@ -200,9 +217,12 @@ impl Store {
         self.promised_pieces.get() > 0
     }
 
-    /// Waits until a promise is kept or taken back.
-    pub(crate) fn redeemed(&self) -> reactor::sync::Notified {
-        self.redeemed.notified()
+    /// Nodes that free blocks can become without touching what is reserved for data.
+    pub(super) fn claimable_nodes(&self) -> i64 {
+        let space = self.space.borrow();
+        let for_data = space.reserved() + metadata_blocks(space.reserved());
+        let blocks = (space.claimable() + space.unknown_free()).saturating_sub(for_data);
+        (blocks / self.superblock.node_blocks()) as i64
     }
 
     /// Nodes that the tree may need to keep all promises.

@@ -138,6 +138,11 @@ impl Store {
         }
     }
 
+    /// Stamp of all data that was written by now.
+    pub(crate) fn last_written(&self) -> DataStamp {
+        self.flushes.written.get()
+    }
+
     /// Whether data of a stamp is durable. A device without a volatile cache has nothing else.
     pub(crate) fn is_durable(&self, stamp: DataStamp) -> bool {
         !self.bdev.limits().volatile_cache || self.flushes.is_durable(stamp)

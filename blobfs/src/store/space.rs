@@ -19,6 +19,7 @@ use std::rc::Rc;
 
 use reactor::sync::Notify;
 
+use super::CHUNK_NODES_MIN;
 use crate::ondisk::superblock::Superblock;
 use crate::units::{BlockAddr, BlockRange, TxnSeq};
 
@@ -83,6 +84,10 @@ pub(super) struct Space {
     runs: BTreeMap<u64, u64>,
     /// Blocks in `runs`.
     known_free: u64,
+    /// Blocks of the smallest chunk of nodes.
+    chunk_blocks: u64,
+    /// Blocks in `runs` that such chunks can be made of.
+    claimable: u64,
     /// Free blocks of all groups.
     free: u64,
     reserved: u64,
@@ -125,6 +130,8 @@ impl Space {
             known_groups: 0,
             runs: BTreeMap::new(),
             known_free: 0,
+            chunk_blocks: u64::from(CHUNK_NODES_MIN) * superblock.node_blocks(),
+            claimable: 0,
             free,
             reserved: 0,
             quarantine: VecDeque::new(),
@@ -214,15 +221,41 @@ impl Space {
         if let Some((&before, &len)) = self.runs.range(..start).next_back() {
             debug_assert!(before + len <= start, "blocks {start}..{end} are free already");
             if before + len == start {
-                self.runs.remove(&before);
+                self.remove_run(before);
                 start = before;
             }
         }
-        if let Some(len) = self.runs.remove(&end) {
+        if let Some(len) = self.remove_run(end) {
             end += len;
         }
-        self.runs.insert(start, end - start);
+        self.add_run(start, end - start);
         self.known_free += count;
+    }
+
+    fn add_run(&mut self, start: u64, len: u64) {
+        self.runs.insert(start, len);
+        self.claimable += len / self.chunk_blocks * self.chunk_blocks;
+    }
+
+    fn remove_run(&mut self, start: u64) -> Option<u64> {
+        let len = self.runs.remove(&start)?;
+        self.claimable -= len / self.chunk_blocks * self.chunk_blocks;
+        Some(len)
+    }
+
+    /// Free blocks of the known groups that chunks of nodes can be made of.
+    pub(super) fn claimable(&self) -> u64 {
+        self.claimable
+    }
+
+    /// Free blocks of the groups that are not known.
+    pub(super) fn unknown_free(&self) -> u64 {
+        self.free - self.known_free
+    }
+
+    /// A group with free blocks that is not known.
+    pub(super) fn unknown_group(&self) -> Option<u64> {
+        self.unknown_from((self.cursor / self.group_blocks).min(self.groups - 1))
     }
 
     /// The first unknown group from `group` on, and behind the last one from the start, if any can have free
@@ -294,12 +327,12 @@ impl Space {
 
     /// Removes blocks from a run.
     fn cut(&mut self, run: u64, at: u64, count: u64) {
-        let len = self.runs.remove(&run).expect("a run that was found");
+        let len = self.remove_run(run).expect("a run that was found");
         if at > run {
-            self.runs.insert(run, at - run);
+            self.add_run(run, at - run);
         }
         if at + count < run + len {
-            self.runs.insert(at + count, run + len - at - count);
+            self.add_run(at + count, run + len - at - count);
         }
         self.known_free -= count;
         self.free -= count;

@@ -150,6 +150,78 @@ fn a_rename_over_a_file_brings_what_was_written_home_since_it_was_logged() {
 }
 
 #[test]
+fn what_changed_since_it_was_logged_is_settled_before_it_is_logged_again() {
+    let (mount, inode) = Mount::with_file();
+    let pages = 140;
+    mount.write(inode, 0, &vec![1; pages * 4096], BUFFERED);
+    mount.now(|fs, _| async move { fs.sync_all().await }).unwrap();
+    // Both ends are logged, so that all between them may be.
+    mount.write(inode, 0, &[2; 4096], BUFFERED);
+    mount.write(inode, (pages as u64 - 1) * BLOCK, &[2; 4096], BUFFERED);
+    mount.sync(inode);
+    // More ranges than one transaction settles.
+    for page in (2..136).step_by(2) {
+        mount.write(inode, page * BLOCK, &[3; 4096], DIRECT);
+    }
+    mount.write(inode, 134 * BLOCK, &[4; 4096], BUFFERED);
+    mount.now(|fs, _| async move { fs.sync_inode(inode, true).await }).unwrap();
+    let content = mount.cut(false).read(inode, pages * 4096, BUFFERED);
+    for (page, bytes) in content.chunks(4096).enumerate() {
+        let expected = match page {
+            0 | 139 => 2,
+            134 => 4,
+            page if page % 2 == 0 && page < 136 => 3,
+            _ => 1,
+        };
+        assert!(bytes.iter().all(|byte| *byte == expected), "page {page} holds {}", bytes[0]);
+    }
+}
+
+#[test]
+fn a_checkpoint_does_not_wait_for_who_holds_a_range_between_logged_pages() {
+    let (mount, inode) = Mount::with_file();
+    mount.write(inode, 4096, &[2; 10], BUFFERED);
+    mount.write(inode, 3 * BLOCK, &[2; 10], BUFFERED);
+    mount.sync(inode);
+    mount.now(|fs, _| async move {
+        let file = fs.run(|fs| fs.inode(inode)).await.unwrap();
+        // As one that has to wait for the checkpoint with the range in its hands.
+        let _guard = fs.lock_for_change(&file, 2..3).await.unwrap();
+        let done = Rc::new(std::cell::Cell::new(false));
+        let (store, is_done) = (fs.store.clone(), done.clone());
+        drop(fs.store.reactor().spawn(async move {
+            store.wait(&crate::Wait::Checkpoint).await.unwrap();
+            is_done.set(true);
+        }));
+        fs.store.reactor().sleep(Duration::from_secs(60)).await;
+        assert!(done.get(), "the checkpoint waits");
+    });
+}
+
+#[test]
+fn a_sync_of_an_inode_that_left_memory_meanwhile_covers_what_was_written_before() {
+    let (mount, inode) = Mount::with_file();
+    let other = mount.create("other");
+    mount.write(other, 0, &[5; 65_536], BUFFERED);
+    mount.now(|fs, _| async move { fs.sync_all().await }).unwrap();
+    let synced = IoFlags { dsync: true, ..BUFFERED };
+    mount.write(other, 0, &[6; 10], synced);
+    mount.write(inode, 0, &[2; 65_536], DIRECT);
+    mount.now(|fs, _| async move {
+        let file = fs.run(|fs| fs.inode(inode)).await.unwrap();
+        fs.run(|fs| fs.fold(&file)).await.unwrap();
+        fs.settle_dirty(&file);
+        drop(file);
+    });
+    // Its times become durable, by a block that needs no flush.
+    assert_one_write(&mount.traced(|| mount.write(other, 0, &[7; 10], synced)));
+    mount.fs.inodes.borrow_mut().evict(&inode);
+    mount.sync(inode);
+    let content = mount.cut(false).read(inode, 65_536, BUFFERED);
+    assert!(content.iter().all(|byte| *byte == 2), "{}", content[0]);
+}
+
+#[test]
 fn a_large_synced_write_is_written_once() {
     let (mount, inode) = Mount::with_file();
     mount.write(inode, 0, &[2; 65_536], BUFFERED);

@@ -147,7 +147,13 @@ impl Fs {
         buf[..value.len()].copy_from_slice(value);
         let src = IoBuffers::from_aligned(&Rc::new(buf));
         let demand = Demand::of_holes(&(0..blocks as u64), self.store.has_data_sums());
-        let mut reservation = self.run(|fs| fs.store.reserve(demand)).await?;
+        let mut reservation = match self.run(|fs| fs.store.reserve(demand)).await {
+            Err(FsError::NoSpace) if self.store.has_promises() => {
+                self.redeem().await;
+                self.run(|fs| fs.store.reserve(demand)).await?
+            }
+            reserved => reserved?,
+        };
         let mut allocations = Vec::new();
         let mut done = 0;
         while done < src.len() {
