@@ -185,8 +185,8 @@ pub(super) enum Message {
 /// Message numbers that the frontend's own bookkeeping needs.
 pub(super) const GET_FEATURES: u32 = 1;
 pub(super) const SET_PROTOCOL_FEATURES: u32 = 16;
-/// Messages that are answered by a message of their own.
-pub(super) const WITH_REPLY: [u32; 6] = [GET_FEATURES, 11, 15, 17, 24, 36];
+/// Messages that the specification gives an answer of their own. It is empty where the device does not know the message.
+pub(super) const WITH_REPLY: [u32; 14] = [GET_FEATURES, 11, 15, 17, 24, 26, 28, 31, 36, 40, 41, 42, 43, 44];
 
 /// VERSION_1, PROTOCOL_FEATURES, INDIRECT_DESC.
 const FEATURES: u64 = 1 << 32 | 1 << 30 | 1 << 28;
