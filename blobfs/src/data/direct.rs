@@ -15,6 +15,7 @@ use super::extent::{Piece, Stored};
 use super::pages::PageMap;
 use super::range_lock::{Mode, RangeGuard};
 use super::sums::ReadBlocks;
+use super::write::REDEMPTIONS_MAX;
 use super::write_back::Mapping;
 use crate::error::FsError;
 use crate::fs::{Context, Fs, Inode, IoFlags, regular_file};
@@ -264,7 +265,7 @@ impl Fs {
     ) -> Result<usize, FsError> {
         let end = offset.saturating_add(src.len() as u64);
         self.admit_direct(ctx, inode, &(offset..end), flags).await?;
-        let round = BUFFER_LEN as u64;
+        let mut round = BUFFER_LEN as u64;
         let mut at = offset;
         while at < end {
             let next = (at / round + 1).saturating_mul(round).min(end);
@@ -272,6 +273,7 @@ impl Fs {
             let flags = if at > offset { flags.without_times() } else { flags };
             match self.write_blocks_direct(inode, at..next, &part, flags).await {
                 Ok(_) => at = next,
+                Err(FsError::NoSpace) if round > self.cache.page_size() => round = self.cache.page_size(),
                 Err(_) if at > offset => break,
                 Err(error) => return Err(error),
             }
@@ -307,7 +309,7 @@ impl Fs {
         let pages = self.cache.pages(&bytes);
         let block = u64::from(self.store.block_size());
         let blocks = bytes.start / block..bytes.end / block;
-        let mut is_redeemed = false;
+        let mut redemptions = 0;
         let (_guard, mut reservation) = loop {
             self.prepare_growth(inode, bytes.end).await?;
             let guard = self.lock_written(inode, &pages, Mode::Change).await?;
@@ -315,10 +317,10 @@ impl Fs {
                 continue;
             }
             match self.reserve_to_write(inode, &blocks).await {
-                Err(FsError::NoSpace) if self.store.has_promises() && !is_redeemed => {
+                Err(FsError::NoSpace) if self.store.has_promises() && redemptions < REDEMPTIONS_MAX => {
                     drop(guard);
                     self.redeem().await;
-                    is_redeemed = true;
+                    redemptions += 1;
                 }
                 reserved => break (guard, reserved?),
             }

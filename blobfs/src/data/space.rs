@@ -8,7 +8,7 @@ use reactor::sync::yield_now;
 use super::extent::{Piece, Remap};
 use super::range_lock::{Mode, RangeGuard};
 use super::sums::{GROUP_CHANGE_LEN, GROUP_DELETE_LEN};
-use super::write::Source;
+use super::write::{REDEMPTIONS_MAX, Source};
 use crate::error::{Corruption, FsError, Try, Wait};
 use crate::fs::{Context, FallocateMode, Fs, Inode, IoFlags, SeekTarget, regular_file};
 use crate::ondisk::{ExtentFlags, FILE_SIZE_MAX, InodeFlags, InodeItem, Key, sum_groups};
@@ -360,7 +360,7 @@ impl Fs {
         keep_size: bool,
     ) -> Result<(RangeGuard, Reservation), FsError> {
         let pages = self.cache.pages(bytes);
-        let mut is_redeemed = false;
+        let mut redemptions = 0;
         loop {
             self.move_to_blocks(inode).await?;
             self.cut_done(inode).await?;
@@ -374,10 +374,10 @@ impl Fs {
                 continue;
             }
             match self.reserve_holes(inode, &self.blocks(bytes)).await {
-                Err(FsError::NoSpace) if self.store.has_promises() && !is_redeemed => {
+                Err(FsError::NoSpace) if self.store.has_promises() && redemptions < REDEMPTIONS_MAX => {
                     drop(guard);
                     self.redeem().await;
-                    is_redeemed = true;
+                    redemptions += 1;
                 }
                 reserved => break Ok((guard, reserved?)),
             }
@@ -402,6 +402,7 @@ impl Fs {
         while at < end {
             at = self.allocate_hole(inode, at, end, &mut reservation).await?;
         }
+        drop(reservation);
         // Blocks that are allocated are no data that could be missing: the size may follow at once.
         self.run(|fs| {
             inode.check_alive()?;
@@ -493,6 +494,9 @@ impl Fs {
         })
         .await?;
         allocation.committed();
+        if range.count == want {
+            drop(reservation.split(&Demand { pieces: 1, ..Demand::NONE }));
+        }
         Ok(at + u64::from(range.count))
     }
 
@@ -521,7 +525,11 @@ impl Fs {
             let edge = edge.start..edge.end.min(size);
             if edge.start < edge.end && self.holds_data(inode, &edge).await? {
                 let len = edge.end - edge.start;
-                self.write_buffered(ctx, inode, edge.start, Source::Zeros, len, flags).await?;
+                if self.write_buffered(ctx, inode, edge.start, Source::Zeros, len, flags).await?
+                    < len as usize
+                {
+                    return Err(FsError::NoSpace);
+                }
             }
         }
         if whole.start < whole.end {
@@ -534,6 +542,7 @@ impl Fs {
             if let (true, Err(error)) = (was_dirty, &punched) {
                 // Neither the hole nor what was buffered is there.
                 inode.data.error.borrow_mut().get_or_insert_with(|| error.clone());
+                self.cache.failure.borrow_mut().get_or_insert_with(|| error.clone());
             }
             return punched;
         }

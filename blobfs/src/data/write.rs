@@ -21,6 +21,9 @@ use crate::ondisk::{FILE_SIZE_MAX, InodeFlags};
 use crate::store::{Demand, Reservation};
 use crate::units::InodeId;
 
+/// How often who finds no space has what others were promised written: they may be promised as much again meanwhile.
+pub(super) const REDEMPTIONS_MAX: usize = 4;
+
 /// What a round of a write waits for.
 enum Need {
     /// A page that is written in part has to be loaded first.
@@ -169,7 +172,10 @@ impl Fs {
                     done += (bytes.end - bytes.start) as usize;
                     hull = Some(hull.map_or(bytes.start, |hull| hull.start)..bytes.end);
                 }
-                Err(FsError::NoSpace) if round > self.cache.page_size() => round = self.half_round(round),
+                // A direct one may have been written in part.
+                Err(FsError::NoSpace) if round > self.cache.page_size() && !flags.direct => {
+                    round = self.cache.page_size();
+                }
                 Err(_) if hull.is_some() => break,
                 Err(error) => return Err(error),
             }
@@ -235,18 +241,13 @@ impl Fs {
             let flags = if at > offset { flags.without_times() } else { flags };
             match self.when_ready(inode, |fs| fs.write_round(ctx, inode, &bytes, source, flags)).await {
                 Ok(()) => at = next,
-                Err(FsError::NoSpace) if round > self.cache.page_size() => round = self.half_round(round),
+                // The pages of a round count on the worst, each of them.
+                Err(FsError::NoSpace) if round > self.cache.page_size() => round = self.cache.page_size(),
                 Err(_) if at > offset => break,
                 Err(error) => return Err(error),
             }
         }
         Ok((at - offset) as usize)
-    }
-
-    /// A smaller round, when there is no space for what all pages of one need in the worst case.
-    fn half_round(&self, round: u64) -> u64 {
-        let page_size = self.cache.page_size();
-        (round / page_size / 2).max(1) * page_size
     }
 
     /// Makes a page dirty with the bytes that it has.
@@ -272,7 +273,7 @@ impl Fs {
         inode: &Rc<Inode>,
         mut round: impl FnMut(&Rc<Self>) -> Result<(), Need>,
     ) -> Result<(), FsError> {
-        let mut is_redeemed = false;
+        let mut redemptions = 0;
         loop {
             match round(self) {
                 Ok(()) => return Ok(()),
@@ -291,10 +292,10 @@ impl Fs {
                 Err(Need::Growth(size)) => Box::pin(self.prepare_growth(inode, size)).await?,
                 Err(Need::WriteBack(page)) => self.write_back(inode, page..page + 1).await?,
                 Err(Need::Relief) => self.relief(self.cache.relieved.notified()).await,
-                Err(Need::Redemption) if is_redeemed => return Err(FsError::NoSpace),
+                Err(Need::Redemption) if redemptions == REDEMPTIONS_MAX => return Err(FsError::NoSpace),
                 Err(Need::Redemption) => {
                     self.redeem().await;
-                    is_redeemed = true;
+                    redemptions += 1;
                 }
                 Err(Need::Store(wait)) => self.wait(wait).await?,
             }

@@ -332,8 +332,8 @@ impl Fs {
             item.flags |= InodeFlags::INLINE;
             let mut content = vec![0; item.size as usize];
             page.copy_to(0, &mut content);
+            // Not kept at any price: what is promised is a block.
             let mut txn = Txn::new(Origin::default());
-            txn.keep_promise();
             txn.put(Key::inline(item.map), &content);
             txn.show_no_data();
             fs.commit_item(&mut txn, inode, item)?;

@@ -217,6 +217,8 @@ pub struct Store {
     space: RefCell<Space>,
     /// Runs of blocks that reservations have promised room in the tree for.
     promised_pieces: Cell<u64>,
+    /// A demand for which there was no room, and the generation of the superblock then.
+    refused: Cell<Option<(Demand, u64)>>,
     journal: RefCell<Journal>,
     next_id: Cell<u64>,
     seq: Cell<u64>,
@@ -447,7 +449,7 @@ impl Store {
     fn admit_nodes(&self, txn: &Txn, plan: &Plan) -> Try<()> {
         let is_promised = txn.is_promised();
         let kept = if is_promised || shrinks(txn) { 0 } else { self.reserve_nodes };
-        let owed = if is_promised { 0 } else { self.promised_nodes() as i64 };
+        let owed = if is_promised || kept == 0 { 0 } else { self.promised_nodes() as i64 };
         let is_enough =
             |places, need| places >= need && (owed == 0 || places + self.claimable_nodes() >= need + owed);
         let height = self.tree.borrow().height();
@@ -866,12 +868,20 @@ fn surplus_max(surplus: usize) -> usize {
     if surplus < SURPLUS_MIN { SURPLUS_MIN } else { surplus + CHUNK_NODES as usize }
 }
 
-/// Whether a transaction is one that gives room, which a full device has to allow. A new name may be longer than that
-/// in whose place it comes.
+/// Whether a transaction is one that gives room, which a full device has to allow. A new name or value may be longer than
+/// that in whose place it comes, and a hole may split an extent.
 fn shrinks(txn: &Txn) -> bool {
-    let gives = |change: &Change| matches!(change, Change::Delete { .. } | Change::Free(_));
-    let names = |change: &Change| matches!(change, Change::Put { key, .. } if key.kind == Kind::Dirent);
-    txn.changes().iter().any(gives) && !txn.changes().iter().any(names)
+    let (mut gives, mut extents) = (false, 0);
+    for change in txn.changes() {
+        match change {
+            Change::Put { key, .. } if matches!(key.kind, Kind::Dirent | Kind::Xattr) => return false,
+            Change::Put { key, .. } if key.kind == Kind::Extent => extents += 1,
+            Change::Delete { key } if key.kind == Kind::Extent => (gives, extents) = (true, extents - 1),
+            Change::Delete { .. } | Change::Free(_) => gives = true,
+            Change::Put { .. } | Change::Alloc(_) | Change::Log { .. } | Change::Settle { .. } => {}
+        }
+    }
+    gives && extents <= 1
 }
 
 fn bad_bitmap(group: u64, problem: String) -> FsError {

@@ -439,6 +439,7 @@ impl Store {
             map_pages: RefCell::new(map_pages),
             space: RefCell::new(space),
             promised_pieces: Cell::new(0),
+            refused: Cell::new(None),
             journal: RefCell::new(journal),
             next_id: Cell::new(if clean { next_id } else { next_id + IDS_SKIPPED }),
             seq: Cell::new(last_txn),

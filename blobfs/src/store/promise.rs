@@ -11,6 +11,8 @@ use std::iter::Sum;
 use std::ops::Add;
 use std::rc::Rc;
 
+use super::journal::Room as JournalRoom;
+use super::rounds::CHUNK_RECORD_LEN;
 use super::space::Space;
 use super::{Allocation, Store};
 use crate::error::{FsError, Try, Wait};
@@ -177,9 +179,9 @@ impl Store {
             match self.room_for(&demand) {
                 Room::Enough => break,
                 Room::Unknown(group) => self.learn(group)?,
-                Room::ToClaim if self.claim_chunk(true)? => {}
+                Room::ToClaim if self.claim_for_promises()? => {}
                 Room::ToClaim | Room::None if self.may_get_space() => return Err(Wait::Space.into()),
-                Room::ToClaim | Room::None if self.checkpointed.get() < self.seq.get() => {
+                Room::ToClaim | Room::None if self.may_help_to_checkpoint(&demand) => {
                     return Err(Wait::Checkpoint.into());
                 }
                 Room::ToClaim | Room::None => return Err(FsError::NoSpace.into()),
@@ -203,13 +205,46 @@ impl Store {
         if for_data.saturating_add(lacking).max(space.reserved() + lacking) > space.free() {
             return Room::None;
         }
-        // Nodes need runs of blocks, and data may take any.
-        let is_enough = lacking == 0 || space.claimable() >= promised.max(for_data) + lacking;
-        match (is_enough, space.unknown_group()) {
-            (true, _) => Room::Enough,
-            (false, Some(group)) => Room::Unknown(group),
-            (false, None) => Room::ToClaim,
+        // Nodes need runs of blocks. Data may take any, and each piece of it may spoil two chunks.
+        let chunk = space.chunk_blocks();
+        let lacking = lacking.next_multiple_of(chunk);
+        let pieces = self.promised_pieces.get().saturating_add(demand.pieces);
+        let for_data = promised.max(for_data).saturating_add(pieces.saturating_mul(2 * chunk));
+        if lacking == 0 || space.claimable() >= for_data.saturating_add(lacking) {
+            return Room::Enough;
         }
+        if space.claimable() >= lacking {
+            return Room::ToClaim;
+        }
+        space.unknown_group().map_or(Room::None, Room::Unknown)
+    }
+
+    /// Claims a chunk, if the journal has room for its record.
+    fn claim_for_promises(&self) -> Try<bool> {
+        self.check_writable()?;
+        match self.journal.borrow().room(CHUNK_RECORD_LEN) {
+            JournalRoom::Enough => {}
+            JournalRoom::AfterCommit => return Err(Wait::Commit.into()),
+            JournalRoom::AfterCheckpoint => return Err(Wait::Checkpoint.into()),
+        }
+        self.claim_chunk(true)
+    }
+
+    /// Whether somebody for whose demand there is no room should wait for a checkpoint: there is something to write, and
+    /// the last ones were not in vain already while others went on committing.
+    fn may_help_to_checkpoint(&self, demand: &Demand) -> bool {
+        /// So many checkpoints later it is refused; many more later it is somebody else who asks for as much.
+        const IN_VAIN: std::ops::Range<u64> = 2..10;
+        let generation = self.generation.get();
+        let since = |refused: (Demand, u64)| generation - refused.1;
+        let refused = self.refused.get().filter(|refused| since(*refused) < IN_VAIN.end);
+        let is_in_vain = |refused: (Demand, u64)| refused.0 == *demand && IN_VAIN.contains(&since(refused));
+        if self.checkpointed.get() >= self.seq.get() || refused.is_some_and(is_in_vain) {
+            self.refused.set(None);
+            return false;
+        }
+        self.refused.set(refused.or(Some((*demand, generation))));
+        true
     }
 
     /// Whether data in memory holds promises: writing it back may give room.

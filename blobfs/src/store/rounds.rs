@@ -33,7 +33,7 @@ use crate::ondisk::superblock::Superblock;
 use crate::units::TxnSeq;
 
 /// Room in the journal for the record of a chunk.
-const CHUNK_RECORD_LEN: usize = 64;
+pub(super) const CHUNK_RECORD_LEN: usize = 64;
 
 /// Rounds of a task that runs once at a time and that many may wait for.
 #[derive(Default)]

@@ -253,9 +253,14 @@ impl Space {
         self.free - self.known_free
     }
 
-    /// A group with free blocks that is not known.
+    /// A group that is not known and may have free blocks: the last one, since data is written from the front.
     pub(super) fn unknown_group(&self) -> Option<u64> {
-        self.unknown_from((self.cursor / self.group_blocks).min(self.groups - 1))
+        (0..self.groups).rev().find(|group| !self.knows(*group)).filter(|_| self.known_free != self.free)
+    }
+
+    /// Blocks of the smallest chunk of nodes.
+    pub(super) fn chunk_blocks(&self) -> u64 {
+        self.chunk_blocks
     }
 
     /// The first unknown group from `group` on, and behind the last one from the start, if any can have free
@@ -318,11 +323,7 @@ impl Space {
             self.cut(run, at, count);
             return Search::Taken(BlockRange::new(BlockAddr(at), count as u32));
         }
-        let unknown = (0..self.groups).rev().find(|group| !self.knows(*group));
-        match unknown.filter(|_| self.known_free != self.free) {
-            Some(group) => Search::Group(group),
-            None => Search::Nothing,
-        }
+        self.unknown_group().map_or(Search::Nothing, Search::Group)
     }
 
     /// Removes blocks from a run.
