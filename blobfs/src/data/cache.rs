@@ -329,7 +329,7 @@ impl Fs {
     /// Takes a file off the list when everything of it is written.
     pub(super) fn settle_dirty(&self, inode: &Inode) {
         let is_settled = !inode.ahead.get() && !inode.data.log.is_unsettled();
-        if inode.data.listed.get() && is_settled && !inode.data.is_dirty() {
+        if inode.data.listed.get() && is_settled && !inode.data.pages.borrow().is_unwritten(&(0..u64::MAX)) {
             self.unlist(inode);
         }
     }

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use bdev::IoBuffers;
 use reactor::sync::join_all;
 
+use super::ToBlocks;
 use super::bounce::{BUFFER_LEN, Bounce};
 use super::extent::{Piece, Stored};
 use super::pages::PageMap;
@@ -310,9 +311,15 @@ impl Fs {
         let block = u64::from(self.store.block_size());
         let blocks = bytes.start / block..bytes.end / block;
         let mut redemptions = 0;
+        let _to_blocks = ToBlocks::new(inode);
         let (_guard, mut reservation) = loop {
             self.prepare_growth(inode, bytes.end).await?;
             let guard = self.lock_written(inode, &pages, Mode::Change).await?;
+            if inode.live.borrow().flags.contains(InodeFlags::INLINE) {
+                drop(guard);
+                self.move_to_blocks(inode).await?;
+                continue;
+            }
             if !self.is_ready_to_grow(inode, bytes.end) {
                 continue;
             }

@@ -86,6 +86,27 @@ pub struct FileData {
     written: Cell<crate::store::DataStamp>,
     /// A write-back failed since the last sync.
     error: RefCell<Option<crate::FsError>>,
+    /// Write-backs that failed.
+    failures: Cell<u64>,
+    /// Those who are about to map blocks ([`ToBlocks`]).
+    to_blocks: Cell<u32>,
+}
+
+/// Held by who is going to map blocks of a file without having all of its range: meanwhile it is not written into the
+/// tree.
+struct ToBlocks(Rc<Inode>);
+
+impl ToBlocks {
+    fn new(inode: &Rc<Inode>) -> Self {
+        inode.data.to_blocks.set(inode.data.to_blocks.get() + 1);
+        Self(inode.clone())
+    }
+}
+
+impl Drop for ToBlocks {
+    fn drop(&mut self) {
+        self.0.data.to_blocks.set(self.0.data.to_blocks.get() - 1);
+    }
 }
 
 impl FileData {
@@ -111,16 +132,6 @@ impl FileData {
         self.written.set(stamp);
     }
 
-    /// Whether buffered data waits for its write-back.
-    pub(crate) fn is_dirty(&self) -> bool {
-        self.pages.borrow().is_unwritten(&(0..u64::MAX))
-    }
-
-    /// Whether the journal has older bytes of data that is on the device.
-    pub(crate) fn is_unsettled(&self) -> bool {
-        self.log.is_unsettled()
-    }
-
     /// Waits until somebody else's work on the data has ended, if there is any.
     pub(crate) async fn end_of_work(&self) {
         if !self.lock.is_idle() {
@@ -144,6 +155,20 @@ impl Fs {
     /// Largest file that is kept in the tree.
     fn inline_max(&self) -> u64 {
         INLINE_MAX.min(self.store.item_len_max() as u64)
+    }
+
+    /// Whether buffered data of a file waits for its write-back. While a file without a byte moves to blocks its first
+    /// page does, too, but it is none.
+    fn is_dirty(&self, inode: &Inode) -> bool {
+        let pages = inode.live.borrow().size.div_ceil(self.cache.page_size());
+        inode.data.pages.borrow().is_unwritten(&(0..pages))
+    }
+
+    /// Whether data of a file waits for its write-back, or only the size (all that was behind the stored one has been
+    /// punched out), or data has been written that a replay would bring older bytes over.
+    pub(crate) fn has_unwritten_content(&self, inode: &Inode) -> bool {
+        let is_sized = inode.stored_size.get() == inode.live.borrow().size;
+        !is_sized || self.is_dirty(inode) || inode.data.log.is_unsettled()
     }
 
     /// Commits `txn` with the inode's new item.

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use reactor::sync::yield_now;
 
+use super::ToBlocks;
 use super::extent::{Piece, Remap};
 use super::range_lock::{Mode, RangeGuard};
 use super::sums::{GROUP_CHANGE_LEN, GROUP_DELETE_LEN};
@@ -19,6 +20,14 @@ use crate::units::{InodeId, MapId};
 /// Bytes that the change of one extent takes in a transaction, at most: a rewritten head and tail, a freed
 /// range.
 const EXTENT_CHANGE_LEN: usize = 192;
+
+/// A file that is ready for allocation in a range.
+struct Prepared {
+    /// What fills the holes of the range.
+    reservation: Reservation,
+    _range: RangeGuard,
+    _to_blocks: ToBlocks,
+}
 
 /// A change of size that a transaction carries.
 pub(crate) struct Truncated {
@@ -86,6 +95,7 @@ impl Fs {
                 self.dirty_page(inode, page).await?;
                 continue;
             }
+            let failures = inode.data.failures.get();
             let (map, end) = {
                 let live = inode.live.borrow();
                 (live.map, live.size)
@@ -97,7 +107,8 @@ impl Fs {
                 self.dirty_page(inode, page).await?;
                 self.write_back(inode, page..page + 1).await?;
             }
-            if inode.live.borrow().size == end {
+            // Another's write-back may have taken the page, and failed.
+            if inode.data.failures.get() == failures && inode.live.borrow().size == end {
                 inode.data.tail_clean.set(true);
             }
         }
@@ -157,14 +168,16 @@ impl Fs {
 
     /// The file ends at `size` now: pages behind it go, and so do the bytes of the last one.
     fn cut_cache(&self, inode: &Inode, size: u64) {
-        let shrinks = size < inode.live.borrow().size;
-        inode.live.borrow_mut().size = size;
+        let old = inode.live.replace_with(|live| InodeItem { size, ..*live }).size;
         inode.stored_size.set(size);
-        // A file that could grow has zeros behind its old end, and nothing behind its new one.
-        inode.data.tail_clean.set(!shrinks);
-        if !shrinks {
+        if size > old {
+            // It could grow, so there are zeros behind its old end, and nothing is behind its new one.
+            inode.data.tail_clean.set(true);
+        }
+        if size >= old {
             return;
         }
+        inode.data.tail_clean.set(false);
         let page_size = self.cache.page_size();
         self.drop_range(inode, &(size.div_ceil(page_size)..u64::MAX));
         let last = inode.data.pages.borrow().get(size / page_size);
@@ -340,14 +353,14 @@ impl Fs {
             FallocateMode::PunchHole => self.zero_range(&ctx, &inode, offset..end).await,
             FallocateMode::Zero { keep_size } => {
                 self.zero_range(&ctx, &inode, offset..end).await?;
-                let (_guard, reservation) = self.prepare_range(&inode, &(offset..end), keep_size).await?;
-                self.allocate_range(&inode, offset..end, reservation, keep_size).await
+                let prepared = self.prepare_range(&inode, &(offset..end), keep_size).await?;
+                self.allocate_range(&inode, offset..end, prepared, keep_size).await
             }
             FallocateMode::Allocate { keep_size } => {
-                let (_guard, reservation) = self.prepare_range(&inode, &(offset..end), keep_size).await?;
+                let prepared = self.prepare_range(&inode, &(offset..end), keep_size).await?;
                 // Once, before the first transaction: a power cut may show the time of any of them.
                 self.note_write(&inode, 0, IoFlags::default());
-                self.allocate_range(&inode, offset..end, reservation, keep_size).await
+                self.allocate_range(&inode, offset..end, prepared, keep_size).await
             }
         }
     }
@@ -358,9 +371,10 @@ impl Fs {
         inode: &Rc<Inode>,
         bytes: &Range<u64>,
         keep_size: bool,
-    ) -> Result<(RangeGuard, Reservation), FsError> {
+    ) -> Result<Prepared, FsError> {
         let pages = self.cache.pages(bytes);
         let mut redemptions = 0;
+        let to_blocks = ToBlocks::new(inode);
         loop {
             self.move_to_blocks(inode).await?;
             self.cut_done(inode).await?;
@@ -379,7 +393,9 @@ impl Fs {
                     self.redeem().await;
                     redemptions += 1;
                 }
-                reserved => break Ok((guard, reserved?)),
+                reserved => {
+                    return Ok(Prepared { reservation: reserved?, _range: guard, _to_blocks: to_blocks });
+                }
             }
         }
     }
@@ -395,9 +411,10 @@ impl Fs {
         self: &Rc<Self>,
         inode: &Rc<Inode>,
         bytes: Range<u64>,
-        mut reservation: Reservation,
+        prepared: Prepared,
         keep_size: bool,
     ) -> Result<(), FsError> {
+        let Prepared { mut reservation, _range, _to_blocks } = prepared;
         let Range { start: mut at, end } = self.blocks(&bytes);
         while at < end {
             at = self.allocate_hole(inode, at, end, &mut reservation).await?;
@@ -507,19 +524,32 @@ impl Fs {
         inode: &Rc<Inode>,
         bytes: Range<u64>,
     ) -> Result<(), FsError> {
+        inode.check_alive()?;
+        // Once, before the first transaction: a power cut may show the time of any of them.
+        self.note_write(inode, 0, IoFlags::default());
+        while !self.zero_range_as_it_is(ctx, inode, &bytes).await? {}
+        Ok(())
+    }
+
+    /// The same, unless the file became another one meanwhile: it grew behind the range, or moved into the tree. False
+    /// then, and it is to be done again.
+    async fn zero_range_as_it_is(
+        self: &Rc<Self>,
+        ctx: &Context,
+        inode: &Rc<Inode>,
+        asked: &Range<u64>,
+    ) -> Result<bool, FsError> {
         let page_size = self.cache.page_size();
-        let size = inode.live.borrow().size;
+        let is_inline = || inode.live.borrow().flags.contains(InodeFlags::INLINE);
+        let (size, inline) = (inode.live.borrow().size, is_inline());
+        let is_to_the_end = asked.end >= size;
         let bytes =
-            bytes.start..if bytes.end >= size { bytes.end.next_multiple_of(page_size) } else { bytes.end };
-        let inline = inode.live.borrow().flags.contains(InodeFlags::INLINE);
+            asked.start..if is_to_the_end { asked.end.next_multiple_of(page_size) } else { asked.end };
         let whole = if inline { 0..0 } else { bytes.start.div_ceil(page_size)..bytes.end / page_size };
         let edges = match whole.start < whole.end {
             true => [bytes.start..whole.start * page_size, whole.end * page_size..bytes.end],
             false => [bytes.clone(), 0..0],
         };
-        inode.check_alive()?;
-        // Once, before the first transaction: a power cut may show the time of any of them.
-        self.note_write(inode, 0, IoFlags::default());
         let flags = IoFlags::default().without_times();
         for edge in edges {
             let edge = edge.start..edge.end.min(size);
@@ -535,6 +565,9 @@ impl Fs {
         if whole.start < whole.end {
             let _guard = self.lock_for_change(inode, whole.clone()).await?;
             inode.check_alive()?;
+            if is_inline() || is_to_the_end && inode.live.borrow().size > size {
+                return Ok(false);
+            }
             let was_dirty = inode.data.pages.borrow().is_unwritten(&whole);
             self.drop_range(inode, &whole);
             let per_page = page_size / u64::from(self.store.block_size());
@@ -544,9 +577,9 @@ impl Fs {
                 inode.data.error.borrow_mut().get_or_insert_with(|| error.clone());
                 self.cache.failure.borrow_mut().get_or_insert_with(|| error.clone());
             }
-            return punched;
+            punched?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Unmaps `blocks` in rounds, so that each fits a transaction however many extents there are.
@@ -611,7 +644,7 @@ impl Fs {
         if item.flags.contains(InodeFlags::INLINE) {
             return Ok(if target == SeekTarget::Data { offset } else { item.size });
         }
-        if inode.data.pages.borrow().is_unwritten(&(0..u64::MAX)) {
+        if self.is_dirty(&inode) {
             return Err(Wait::WriteBack(inode.id).into());
         }
         let block = u64::from(self.store.block_size());

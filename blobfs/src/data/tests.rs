@@ -9,6 +9,7 @@ mod log;
 mod sums;
 mod times;
 mod tiny_cache;
+mod together;
 
 use std::future::Future;
 use std::ops::Range;
@@ -499,6 +500,23 @@ fn a_truncation_that_no_transaction_holds_is_at_once_and_is_finished_after_a_cra
         assert!(got[..4096] == [3; 4096] && got[4096..] == [0; 20_000 - 4096]);
         fs.sync_all().await.unwrap();
         assert!(free - fs.stat_fs().free < 200, "{} of {free}", fs.stat_fs().free);
+    });
+}
+
+#[test]
+fn bytes_that_were_cut_off_do_not_come_back_behind_a_truncation_to_the_same_size() {
+    let mount = Mount::new(4096, false);
+    let inode = mount.create("f");
+    let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+    mount.reactor.block_on(async move {
+        write(&fs, ctx, inode, 0, &[1; 4096], BUFFERED).await;
+        fs.sync_all().await.unwrap();
+        for size in [1000, 1000, 4096] {
+            resize(&fs, ctx, inode, size).await;
+        }
+        fs.sync_all().await.unwrap();
+        let got = read(&fs, ctx, inode, 0, 4096, DIRECT).await;
+        assert!(got == [vec![1; 1000], vec![0; 3096]].concat());
     });
 }
 

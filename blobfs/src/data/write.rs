@@ -253,6 +253,15 @@ impl Fs {
     /// Makes a page dirty with the bytes that it has.
     pub(super) async fn dirty_page(self: &Rc<Self>, inode: &Rc<Inode>, page: u64) -> Result<(), FsError> {
         self.when_ready(inode, |fs| {
+            let is_behind = page > 0 && page * fs.cache.page_size() >= inode.live.borrow().size;
+            if is_behind || inode.gone.get() {
+                // It was cut off meanwhile.
+                return Ok(());
+            }
+            let pages = page..page + 1;
+            if inode.data.lock.is_refused(&pages, Mode::Transfer) {
+                return Err(Need::Range(pages));
+            }
             let state = inode.data.pages.borrow().get(page);
             let Some(slot) = state.slot.filter(|_| state.loaded) else { return Err(Need::Load(page)) };
             let lacking = fs.lacking(inode, page, &state)?;
@@ -314,6 +323,9 @@ impl Fs {
         self.check_writable()?;
         inode.check_alive()?;
         regular_file(inode.live.borrow().mode)?;
+        // Zeros go over what there is.
+        let end = if matches!(src, Source::Zeros) { inode.live.borrow().size } else { u64::MAX };
+        let bytes = &(bytes.start..bytes.end.min(end));
         if bytes.is_empty() {
             return Ok(());
         }

@@ -179,12 +179,17 @@ impl Fs {
         mode: Mode,
         is_in_the_way: impl Fn(&PageMap, &Range<u64>) -> bool,
     ) -> Result<RangeGuard, FsError> {
+        let is_in_the_way = || {
+            // What is behind the end is not written.
+            let end = inode.live.borrow().size.div_ceil(self.cache.page_size());
+            is_in_the_way(&inode.data.pages.borrow(), &(pages.start..pages.end.min(end).max(pages.start)))
+        };
         loop {
-            if is_in_the_way(&inode.data.pages.borrow(), pages) {
+            if is_in_the_way() {
                 self.write_back(inode, pages.clone()).await?;
             }
             let guard = RangeGuard::acquire(inode, pages.clone(), mode).await;
-            if !is_in_the_way(&inode.data.pages.borrow(), pages) {
+            if !is_in_the_way() {
                 return Ok(guard);
             }
         }
@@ -250,6 +255,7 @@ impl Fs {
                 self.store.fail(error.clone());
             }
             tracing::error!(inode = inode.id.0, %error, "write-back failed: buffered data is lost");
+            inode.data.failures.set(inode.data.failures.get() + 1);
             inode.data.error.borrow_mut().get_or_insert_with(|| error.clone());
             self.cache.failure.borrow_mut().get_or_insert_with(|| error.clone());
         }
@@ -284,7 +290,7 @@ impl Fs {
     /// Whether a file may be kept in the tree.
     pub(super) fn fits_inline(&self, inode: &Inode) -> bool {
         let live = inode.live.borrow();
-        live.blocks == 0 && live.size <= self.inline_max()
+        live.blocks == 0 && live.size <= self.inline_max() && inode.data.to_blocks.get() == 0
     }
 
     /// Takes the first dirty pages of `pages` and the lock on their range, unless somebody else has it.

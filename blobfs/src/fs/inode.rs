@@ -124,12 +124,6 @@ impl Inode {
         if self.gone.get() { Err(FsError::Stale) } else { Ok(()) }
     }
 
-    /// Whether data waits for its write-back, or only the size (all that was behind the stored one has been
-    /// punched out), or data has been written that a replay would bring older bytes over.
-    pub(crate) fn has_unwritten_content(&self) -> bool {
-        self.data.is_dirty() || self.data.is_unsettled() || self.stored_size.get() != self.live.borrow().size
-    }
-
     /// Whether the tree has a size of at least `size`, or the file is shorter or gone by now.
     pub(crate) fn has_stored(&self, size: u64) -> bool {
         self.gone.get() || self.stored_size.get() >= size.min(self.live.borrow().size)

@@ -98,7 +98,7 @@ impl Fs {
         if let Some(target) = &target {
             self.check_replaceable(moves_directory, target)?;
         }
-        if target.is_some() && source.has_unwritten_content() {
+        if target.is_some() && self.has_unwritten_content(&source) {
             // The new content is on the device before the old one goes.
             return Err(Wait::WriteBack(id).into());
         }

@@ -375,9 +375,13 @@ impl Store {
         self.check_writable()?;
         self.admit(txn)?;
         let plan = &mut *self.plan.borrow_mut();
-        self.prepare(plan, || txn.changes().iter().map(|change| record(txn, change)))?;
-        self.admit_nodes(txn, plan)?;
-        self.apply(plan, txn.origin(), || txn.changes().iter().map(|change| record(txn, change)))?;
+        let records = || txn.changes().iter().map(|change| record(txn, change));
+        self.prepare(plan, records)?;
+        if self.admit_nodes(txn, plan)? {
+            // What claims changed may have taken nodes of the plan out of memory.
+            self.prepare(plan, records)?;
+        }
+        self.apply(plan, txn.origin(), records)?;
         if txn.shows_data() {
             self.journal.borrow_mut().show_data();
         }
@@ -445,8 +449,9 @@ impl Store {
         learned.map_err(|problem| bad_bitmap(group, problem).into())
     }
 
-    /// Sees to it that there will be a place for every node that the transaction makes dirty.
-    fn admit_nodes(&self, txn: &Txn, plan: &Plan) -> Try<()> {
+    /// Sees to it that there will be a place for every node that the transaction makes dirty. True if chunks were claimed
+    /// for that.
+    fn admit_nodes(&self, txn: &Txn, plan: &Plan) -> Try<bool> {
         let is_promised = txn.is_promised();
         let kept = if is_promised || shrinks(txn) { 0 } else { self.reserve_nodes };
         let owed = if is_promised || kept == 0 { 0 } else { self.promised_nodes() as i64 };
@@ -455,19 +460,18 @@ impl Store {
         let height = self.tree.borrow().height();
         let most = txn.changes().len() * 2 * height * 4 + self.put_nodes(txn) + 8;
         if is_enough(self.slack(), (most + kept) as i64) {
-            return Ok(());
+            return Ok(false);
         }
         // The ways to the keys, two neighbours each by splits or one by a merge, what the bytes fill, and a
         // new root.
         let footprint = self.tree.borrow_mut().footprint(plan);
         let need = (footprint.clean + 2 * footprint.touched + self.put_nodes(txn) + 4 + kept) as i64;
-        for _ in 0..CLAIMS_MAX {
-            if self.slack() >= need || !self.claim_chunk(is_promised)? {
-                break;
-            }
+        let mut claims = 0;
+        while claims < CLAIMS_MAX && self.slack() < need && self.claim_chunk(is_promised)? {
+            claims += 1;
         }
         if is_enough(self.slack(), need) {
-            return Ok(());
+            return Ok(claims > 0);
         }
         let after_checkpoint = {
             let chunks = self.chunks.borrow();
