@@ -527,7 +527,11 @@ impl Fs {
         inode.check_alive()?;
         // Once, before the first transaction: a power cut may show the time of any of them.
         self.note_write(inode, 0, IoFlags::default());
-        while !self.zero_range_as_it_is(ctx, inode, &bytes).await? {}
+        let (mut bytes, size) = (bytes, inode.live.borrow().size);
+        while !self.zero_range_as_it_is(ctx, inode, &bytes).await? {
+            // What is appended from now on is none of it.
+            bytes.end = bytes.end.min(size).max(bytes.start);
+        }
         Ok(())
     }
 

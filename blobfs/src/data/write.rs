@@ -165,6 +165,7 @@ impl Fs {
         let mut round = self.cache.round_bytes();
         let (mut hull, mut done): (Option<Range<u64>>, usize) = (None, 0);
         while done < src.len() || hull.is_none() {
+            let before = inode.live.borrow().size;
             let rest = src.slice(done, src.len() - done);
             let flags = if hull.is_some() { flags.without_times() } else { flags };
             match self.append_piece(ctx, inode, &rest, round, flags).await {
@@ -172,8 +173,10 @@ impl Fs {
                     done += (bytes.end - bytes.start) as usize;
                     hull = Some(hull.map_or(bytes.start, |hull| hull.start)..bytes.end);
                 }
-                // A direct one may have been written in part.
-                Err(FsError::NoSpace) if round > self.cache.page_size() && !flags.direct => {
+                // Unless a part of it, written directly, is there.
+                Err(FsError::NoSpace)
+                    if round > self.cache.page_size() && inode.live.borrow().size == before =>
+                {
                     round = self.cache.page_size();
                 }
                 Err(_) if hull.is_some() => break,

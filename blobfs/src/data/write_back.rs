@@ -206,7 +206,9 @@ impl Fs {
     /// Moves the content of an inline file to blocks.
     pub(super) async fn move_to_blocks(self: &Rc<Self>, inode: &Rc<Inode>) -> Result<(), FsError> {
         while inode.live.borrow().flags.contains(InodeFlags::INLINE) {
+            inode.check_alive()?;
             self.dirty_page(inode, 0).await?;
+            inode.check_alive()?;
             match self.take_batch(inode, &(0..1)) {
                 Some((guard, batch)) => self.spawn_batch(inode, guard, batch, true).await?,
                 None => inode.data.changed().await,

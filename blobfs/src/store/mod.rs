@@ -467,7 +467,11 @@ impl Store {
         let footprint = self.tree.borrow_mut().footprint(plan);
         let need = (footprint.clean + 2 * footprint.touched + self.put_nodes(txn) + 4 + kept) as i64;
         let mut claims = 0;
-        while claims < CLAIMS_MAX && self.slack() < need && self.claim_chunk(is_promised)? {
+        while claims < CLAIMS_MAX && self.slack() < need {
+            let kept = if is_promised { 0 } else { promise::metadata_blocks(self.space.borrow().reserved()) };
+            if !self.claim_chunk(u64::from(CHUNK_NODES), kept)? {
+                break;
+            }
             claims += 1;
         }
         if is_enough(self.slack(), need) {
@@ -537,19 +541,19 @@ impl Store {
         6 * bytes / (self.superblock.node_size as usize - NODE_HEADER_LEN) + 1
     }
 
-    /// Turns free blocks into places for nodes, by a transaction of its own. Blocks that are reserved for
-    /// data are not touched, and unless it `is_promised` neither are those that its metadata may need. `false` when
-    /// there are no such blocks.
-    fn claim_chunk(&self, is_promised: bool) -> Try<bool> {
-        let mut nodes = CHUNK_NODES;
+    /// Turns free blocks into places for nodes, by a transaction of its own: for so many as are needed, or a chunk of
+    /// them. Blocks that are reserved for data are not touched, and `kept` others are left. `false` when there are no
+    /// such blocks.
+    fn claim_chunk(&self, needed: u64, kept: u64) -> Try<bool> {
+        let needed = u32::try_from(needed.next_power_of_two()).unwrap_or(CHUNK_NODES);
+        let mut nodes = needed.clamp(CHUNK_NODES_MIN, CHUNK_NODES);
         let node_blocks = self.superblock.node_blocks();
         self.release_space();
         let start = loop {
             let count = u64::from(nodes) * node_blocks;
             let fits = {
                 let space = self.space.borrow();
-                let kept = if is_promised { 0 } else { promise::metadata_blocks(space.reserved()) };
-                space.free() - space.reserved() >= count + kept
+                space.free() - space.reserved() >= count.saturating_add(kept)
             };
             let found = if fits { self.space.borrow_mut().take_exact(count) } else { Search::Nothing };
             match found {

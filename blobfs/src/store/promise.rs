@@ -105,8 +105,13 @@ enum Room {
     Enough,
     /// It cannot be told before the free runs of this group are known.
     Unknown(u64),
-    /// Free blocks that lie in short runs: what the tree needs has to be taken first.
-    ToClaim,
+    /// Data may take the runs that these nodes need: they have to be claimed first, and so many blocks left. It may
+    /// suffice even if that cannot be.
+    ToClaim {
+        nodes: u64,
+        kept: u64,
+        may_suffice: bool,
+    },
     None,
 }
 
@@ -179,13 +184,17 @@ impl Store {
             match self.room_for(&demand) {
                 Room::Enough => break,
                 Room::Unknown(group) => self.learn(group)?,
-                Room::ToClaim if self.claim_for_promises()? => {}
-                Room::ToClaim | Room::None if self.may_get_space() => return Err(Wait::Space.into()),
-                Room::ToClaim | Room::None if self.may_help_to_checkpoint(&demand) => {
+                Room::ToClaim { nodes, kept, .. } if self.claim_for_promises(nodes, kept)? => {}
+                Room::ToClaim { may_suffice: true, .. } => break,
+                Room::ToClaim { .. } | Room::None if self.may_get_space() => return Err(Wait::Space.into()),
+                Room::ToClaim { .. } | Room::None if self.may_help_to_checkpoint(&demand) => {
                     return Err(Wait::Checkpoint.into());
                 }
-                Room::ToClaim | Room::None => return Err(FsError::NoSpace.into()),
+                Room::ToClaim { .. } | Room::None => return Err(FsError::NoSpace.into()),
             }
+        }
+        if self.refused.get().is_some_and(|(refused, _)| refused == demand) {
+            self.refused.set(None);
         }
         self.space.borrow_mut().reserve(demand.blocks());
         self.promised_pieces.set(self.promised_pieces.get() + demand.pieces);
@@ -209,25 +218,27 @@ impl Store {
         let chunk = space.chunk_blocks();
         let lacking = lacking.next_multiple_of(chunk);
         let pieces = self.promised_pieces.get().saturating_add(demand.pieces);
-        let for_data = promised.max(for_data).saturating_add(pieces.saturating_mul(2 * chunk));
-        if lacking == 0 || space.claimable() >= for_data.saturating_add(lacking) {
+        let all = promised.max(for_data).saturating_add(lacking);
+        if lacking == 0 || space.claimable() >= all.saturating_add(pieces.saturating_mul(2 * chunk)) {
             return Room::Enough;
         }
         if space.claimable() >= lacking {
-            return Room::ToClaim;
+            let nodes = lacking / self.superblock.node_blocks();
+            let kept = promised.max(for_data) - space.reserved();
+            return Room::ToClaim { nodes, kept, may_suffice: space.claimable() >= all };
         }
         space.unknown_group().map_or(Room::None, Room::Unknown)
     }
 
-    /// Claims a chunk, if the journal has room for its record.
-    fn claim_for_promises(&self) -> Try<bool> {
+    /// Claims a chunk of at most `nodes`, if the journal has room for its record; leaves `kept` blocks.
+    fn claim_for_promises(&self, nodes: u64, kept: u64) -> Try<bool> {
         self.check_writable()?;
         match self.journal.borrow().room(CHUNK_RECORD_LEN) {
             JournalRoom::Enough => {}
             JournalRoom::AfterCommit => return Err(Wait::Commit.into()),
             JournalRoom::AfterCheckpoint => return Err(Wait::Checkpoint.into()),
         }
-        self.claim_chunk(true)
+        self.claim_chunk(nodes, kept)
     }
 
     /// Whether somebody for whose demand there is no room should wait for a checkpoint: there is something to write, and

@@ -113,3 +113,26 @@ fn a_rename_over_a_file_ends_while_an_empty_source_moves_to_blocks() {
     together(&mount, vec![grow, rename]);
     assert!(content(mount, inode) == vec![2; 8192]);
 }
+
+#[test]
+fn a_write_into_a_small_file_ends_when_the_file_is_deleted_meanwhile() {
+    let mount = Mount::new(4096, false);
+    let (fs, ctx) = (mount.fs.clone(), mount.ctx);
+    let spec = CreateSpec { node: NewNode::File, mode: 0o644, umask: 0, security: &[] };
+    let inode = mount.reactor.block_on(async move {
+        let made = fs.run(|fs| fs.create_tmpfile(&ctx, InodeId::ROOT, &spec)).await.unwrap();
+        write(&fs, ctx, made.attr.inode, 0, &[1; 100], BUFFERED).await;
+        fs.sync_inode(made.attr.inode, false).await.unwrap();
+        made.attr.inode
+    });
+    let forget = call(&mount, move |fs, ctx| async move { fs.forget(ctx.session, inode, 1) });
+    let grow = |offset| {
+        call(&mount, move |fs, ctx| async move {
+            match fs.write(ctx, inode, offset, buffer(&[2; 8192]), BUFFERED).await {
+                Ok(8192) | Err(FsError::Stale) => {}
+                other => panic!("{other:?}"),
+            }
+        })
+    };
+    together(&mount, vec![grow(0), forget, grow(4096)]);
+}
