@@ -175,8 +175,11 @@ impl Workload {
         if let Some(sector) = (0..found.size.div_ceil(512))
             .find(|n| found.sector(*n) != before.sector(*n) && found.sector(*n) != after.sector(*n))
         {
-            // What was not synced before an earlier failure may be lost, and is not in the cache for ever.
-            if self.log.failed.is_none_or(|failed| failed == self.log.states.len()) {
+            // What was not synced before an earlier failure, or before a sync that fails, may be lost, and is not in the cache
+            // for ever.
+            let syncs =
+                matches!(operation, Operation::Write { durability, .. } if *durability != Durability::None);
+            if !syncs && self.log.failed.is_none_or(|failed| failed == self.log.states.len()) {
                 return Err(format!("failed, and sector {sector} is neither old nor new"));
             }
             self.log.unknown = true;

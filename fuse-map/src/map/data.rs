@@ -2,7 +2,12 @@
 //!
 //! The client's memory itself is the source and the destination of data.
 
+use std::rc::Rc;
+
+use bdev::IoBuffers;
 use blobfs::FsError;
+use blobfs::fs::{Context, Fs, IoFlags};
+use blobfs::units::InodeId;
 
 use crate::Handled;
 use crate::abi::*;
@@ -50,10 +55,31 @@ pub(crate) fn write(call: &Call<'_>) -> Result<Handled, Errno> {
         Some(result) => Ok(Handled::Done(written(call.reply, call.export(), result?))),
         None => {
             let fs = call.fs().clone();
-            let operation = async move { fs.write(ctx, inode, args.offset, src, flags).await };
+            let operation = async move { write_as_wanted(&fs, ctx, inode, args.offset, &src, flags).await };
             Ok(call.answer_later(operation, written))
         }
     }
+}
+
+/// Writes, and goes on behind a short write to what has made it short: clients take fewer bytes than they sent for an
+/// I/O error, unless they sent them past their own cache.
+async fn write_as_wanted(
+    fs: &Rc<Fs>,
+    ctx: Context,
+    inode: InodeId,
+    offset: u64,
+    src: &IoBuffers,
+    flags: IoFlags,
+) -> Result<usize, FsError> {
+    let mut done = fs.write(ctx, inode, offset, src.clone(), flags).await?;
+    while done < src.len() && !flags.direct {
+        let rest = src.slice(done, src.len() - done);
+        match fs.write(ctx, inode, offset + done as u64, rest, flags).await? {
+            0 => break,
+            more => done += more,
+        }
+    }
+    Ok(done)
 }
 
 fn written(reply: Reply<'_>, _export: Export, len: usize) -> usize {

@@ -228,6 +228,27 @@ fn fallocate_refuses_what_it_does_not_know_and_cannot_hold() {
     assert_eq!(client.getattr(file).unwrap().blocks, 0);
 }
 
+#[test]
+fn a_write_that_has_room_for_a_part_is_refused_and_not_short() {
+    const LEN: usize = 1 << 20;
+    let (_world, client) = exclusive();
+    let file = client.file(ROOT, "file");
+    let mut offset = 0;
+    let error = loop {
+        match client.write(file, offset, &vec![1; LEN]) {
+            Ok(len) => assert_eq!(len as usize, LEN),
+            Err(error) => break error,
+        }
+        offset += LEN as u64;
+        assert!(offset < 1 << 32, "the device is never full");
+    };
+    assert_eq!(error, libc::ENOSPC);
+    // Past the client's cache the part is told.
+    let len = client.write_as(file, offset, &vec![1; LEN], libc::O_DIRECT, 0).unwrap_or(0);
+    assert!((len as usize) < LEN, "{len}");
+    client.fsync(file).unwrap();
+}
+
 fn lseek(client: &Client, nodeid: u64, offset: u64, whence: i32) -> Result<u64, i32> {
     let args = fuse_lseek_in { fh: 0, offset, whence: whence.cast_unsigned(), padding: 0 };
     client.get::<fuse_lseek_out>(op::FUSE_LSEEK, nodeid, &[args.as_bytes()]).map(|out| out.offset)
