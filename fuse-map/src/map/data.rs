@@ -61,8 +61,8 @@ pub(crate) fn write(call: &Call<'_>) -> Result<Handled, Errno> {
     }
 }
 
-/// Writes, and goes on behind a short write to what has made it short: clients take fewer bytes than they sent for an
-/// I/O error, unless they sent them past their own cache.
+/// Writes, and goes on behind a short write to what has made it short: Linux takes fewer bytes than it sent for an I/O
+/// error. After a direct write that fails it truncates the file to what it was.
 async fn write_as_wanted(
     fs: &Rc<Fs>,
     ctx: Context,
@@ -72,7 +72,7 @@ async fn write_as_wanted(
     flags: IoFlags,
 ) -> Result<usize, FsError> {
     let mut done = fs.write(ctx, inode, offset, src.clone(), flags).await?;
-    while done < src.len() && !flags.direct {
+    while done < src.len() {
         let rest = src.slice(done, src.len() - done);
         match fs.write(ctx, inode, offset + done as u64, rest, flags).await? {
             0 => break,
